@@ -1,0 +1,29 @@
+"""Cache layers that hold a memory budget."""
+
+from longfit.cache.fit import FitCache, layer_types
+from longfit.cache.layer import HANDLE, BoundedLayer, Look
+from longfit.cache.ledger import Ledger
+from longfit.cache.part import Part
+from longfit.cache.rotary import Rotary
+from longfit.cache.sliding import SlidingLayer
+from longfit.cache.step import Step
+from longfit.cache.store import Store
+from longfit.cache.trim import SCORE, SINK
+from longfit.cache.view import View
+
+__all__ = [
+    "HANDLE",
+    "SCORE",
+    "SINK",
+    "BoundedLayer",
+    "FitCache",
+    "Ledger",
+    "Look",
+    "Part",
+    "Rotary",
+    "SlidingLayer",
+    "Step",
+    "Store",
+    "View",
+    "layer_types",
+]

@@ -1,0 +1,207 @@
+"""The cache that a wrapped model fills: bounded layers, one ledger, one step."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, get_layer_types_and_kwargs
+
+from longfit.cache.layer import BoundedLayer
+from longfit.cache.ledger import Ledger
+from longfit.cache.part import Part
+from longfit.cache.rotary import Rotary
+from longfit.cache.sliding import SlidingLayer
+from longfit.cache.step import Step
+from longfit.cache.trim import SCORE
+from longfit.errors import BudgetExceededError, UnsupportedModelError
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+class FitCache(Cache):
+    """One bounded layer for every full-attention layer of the model; sliding layers stay as the model has them.
+
+    Args:
+        config: the model's configuration.
+        decoder: the module that holds the rotary embedding, or None.
+        method: the compressor.
+        ledger: limits and geometry.
+        max_positions: rotary positions that the packed geometry may use.
+
+    Raises:
+        UnsupportedModelError: a layer type is neither full nor sliding attention.
+    """
+
+    def __init__(
+        self, config: PreTrainedConfig, decoder: nn.Module | None, method: Any, ledger: Ledger, max_positions: int
+    ) -> None:
+        types, arguments = layer_types(config)
+        full = types.count(FULL)
+        self.step, self.ledger, self.method, self.max_positions = Step(), ledger, method, max_positions
+        self.rows = self.columns = self.chunks = self.new_tokens = self.question_tokens = 0
+        self.chunk_tokens = 1
+        self.question_aware = False
+        self.prefill_seconds = self.decode_seconds = 0.0
+        layers: list[Any] = []
+        for kind, kwargs in zip(types, arguments, strict=True):
+            rotary = None if decoder is None else Rotary.of(decoder, kind)
+            if kind == FULL:
+                index = sum(isinstance(layer, BoundedLayer) for layer in layers)
+                layers.append(BoundedLayer(index, full, method, ledger, self.step, rotary))
+            else:
+                layers.append(SlidingLayer(kwargs["sliding_window"], self.step, rotary))
+        super().__init__(layers=layers)
+
+    # -- accounts -------------------------------------------------------------------------------------------------
+
+    @property
+    def bounded(self) -> list[BoundedLayer]:
+        return [layer for layer in self.layers if isinstance(layer, BoundedLayer)]
+
+    @property
+    def seen(self) -> int:
+        """Columns stored or dropped so far, padding included."""
+        return self.layers[0].get_seq_length() if self.layers else 0
+
+    @property
+    def tokens_in(self) -> int:
+        """Real tokens of the longest row."""
+        return self.seen - min(self.ledger.padding or [0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated by all layers between forwards."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def kept_tokens(self) -> float:
+        """Entries kept per layer, averaged over rows and heads."""
+        heads = [n for layer in self.bounded for row in layer.kept_by_head() for n in row]
+        return sum(heads) / len(heads) if heads else 0.0
+
+    @property
+    def score_seconds(self) -> float:
+        return sum(layer.score_seconds for layer in self.bounded)
+
+    # -- one forward ----------------------------------------------------------------------------------------------
+
+    def begin(self, columns: int, padding: list[int] | None, batch: int, **step: Any) -> Tensor:
+        """Set the step of the next forward and give its rotary positions [B, columns].
+
+        Args:
+            columns: tokens of the forward, probes included.
+            padding: for each row its left padding columns; only read by the first forward.
+            batch: rows of the forward.
+            step: fields of `Step`.
+        """
+        if self.ledger.padding is None:
+            self.ledger.padding = list(padding or [0] * batch)
+            self.ledger.base = [0] * batch
+            self.rows = batch
+        in_step = [min(max(p - self.seen, 0), columns) for p in self.ledger.padding]
+        if step.get("replayed_tokens"):
+            in_step = list(padding or in_step)
+        self.step.__dict__.update(Step(padding=in_step, **step).__dict__)
+        if self.ledger.packed:
+            self._renumber(columns)
+        else:
+            self.ledger.base = [max(self.seen - p, 0) for p in self.ledger.padding]
+        offsets = torch.arange(columns)[None] - torch.tensor(in_step)[:, None]
+        self.columns = columns
+        positions = offsets.clamp(min=0) + torch.tensor(self.ledger.base)[:, None]
+        if self.step.phase == "decode":
+            for layer in self.bounded:
+                layer.make_room()
+        return positions
+
+    def end(self) -> None:
+        """After a forward: in the packed geometry, the next token's rotary position moves on."""
+        if self.ledger.packed:
+            stored = self.columns - self.step.probe_tokens
+            self.ledger.base = [
+                base + max(stored - padding, 0) for base, padding in zip(self.ledger.base, self.step.padding, strict=True)
+            ]
+
+    def _renumber(self, columns: int) -> None:
+        """Packed geometry: where the next forward starts, and the keys' frame for it."""
+        ledger, decode = self.ledger, self.step.phase == "decode"
+        if decode and ledger.frozen and max(ledger.base) + columns <= self.max_positions:
+            return
+        before = ledger.base
+        if ledger.frozen:
+            self._each_part(ledger.thaw)
+        ledger.base = [max((p.kept for p in self._parts_of(row)), default=0) for row in range(self.rows)]
+        ledger.frozen = decode
+        if decode:
+            self._each_part(ledger.freeze)
+        moved = torch.tensor([new - old for new, old in zip(ledger.base, before, strict=True)])
+        for layer in self.layers:
+            if isinstance(layer, SlidingLayer):
+                layer.move(moved)
+        if bool((moved != 0).any()):
+            self._each_part(lambda part, rotary: part.forget_queries())
+
+    def _parts_of(self, row: int) -> list[Part]:
+        return [p for layer in self.bounded for p in layer.parts if p.rows.start <= row < p.rows.stop]
+
+    def trim_together(self) -> None:
+        """Trim what was held, over all heads of all layers at once (KVzip).
+
+        Raises:
+            BudgetExceededError: the cache holds more than its limit afterwards.
+        """
+        rows = sorted({part.rows.start for layer in self.bounded for part in layer.parts})
+        for row in rows:
+            parts = [p for p in self._parts_of(row) if p.store is not None]
+            padding = self.ledger.padding[row] if self.ledger.padding else 0
+            heads = len(parts) // max(1, len(self.bounded))
+            limit = heads * sum(layer.limit(padding, self.seen) for layer in self.bounded)
+            if sum(p.kept for p in parts) <= limit:
+                continue
+            stores = [p.store for p in parts if p.store is not None]
+            chosen = self.method.select_together([s.scores[SCORE] for s in stores], limit)
+            for part, store, indices in zip(parts, stores, chosen, strict=True):
+                part.store = store.selected(indices.sort(-1).values, indices.shape[-1])
+                part.allowance = part.kept
+            if sum(p.kept for p in parts) > limit:
+                raise BudgetExceededError(f"the cache holds {sum(p.kept for p in parts)} entries, its limit is {limit}")
+
+    def _each_part(self, change: Any) -> None:
+        for layer in self.bounded:
+            for part in layer.parts:
+                change(part, layer.rotary)
+
+    # -- copies ---------------------------------------------------------------------------------------------------
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row, as `generate` does with its inputs for beams and several return sequences."""
+        super().batch_repeat_interleave(repeats)
+        for name in ("padding", "base"):
+            values = getattr(self.ledger, name)
+            if values is not None:
+                setattr(self.ledger, name, [v for v in values for _ in range(repeats)])
+        self.rows *= repeats
+
+    def fork(self) -> "FitCache":
+        """An independent copy; the method and the rotary modules are shared."""
+        shared = [self.method, *(layer.rotary for layer in self.layers if layer.rotary is not None)]
+        return copy.deepcopy(self, {id(thing): thing for thing in shared})
+
+
+def layer_types(config: PreTrainedConfig) -> tuple[list[str], list[dict[str, Any]]]:
+    """Layer types and the arguments of their cache layers, for a text decoder.
+
+    Raises:
+        UnsupportedModelError: a type other than full and sliding attention, by name.
+    """
+    text = config.get_text_config(decoder=True)
+    types, arguments = get_layer_types_and_kwargs(text)
+    unknown = sorted(set(types) - {FULL, SLIDING})
+    if unknown:
+        raise UnsupportedModelError(
+            f"{text.model_type} has layers of type {', '.join(unknown)}; longfit compresses full_attention layers and "
+            "leaves sliding_attention layers as they are, other types are not supported"
+        )
+    return list(types), list(arguments)

@@ -1,0 +1,69 @@
+"""Who may keep how much, and where the next token stands: the accounts shared by all layers of a cache."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from longfit.cache.part import Part
+from longfit.cache.rotary import Rotary
+
+ANGLE = "angle"
+
+
+@dataclass
+class Ledger:
+    """Limits and rotary positions.
+
+    In the `original` geometry a token keeps the rotary position that it had in the input, and what is dropped leaves
+    holes. In the `packed` geometry the kept entries are numbered anew, up to the position before the next chunk, so
+    that an input may be longer than the model's window. Packed keys rest un-rotated while the prefill streams and
+    are rotated from there for each chunk; they are rotated in place once when decoding starts. A key is therefore
+    rounded at most twice between two chunks, however long the input.
+
+    Attributes:
+        kept_tokens: entries to keep per layer and row; None for a ratio.
+        keep_ratio: fraction of the real tokens to keep; None for a number.
+        packed: the geometry.
+        padding: left padding of each row, None before the first forward.
+        base: rotary position of each row's next token.
+        frozen: packed keys are rotated in place (decoding).
+    """
+
+    kept_tokens: int | None
+    keep_ratio: float | None
+    packed: bool
+    padding: list[int] | None = None
+    base: list[int] = field(default_factory=list)
+    frozen: bool = False
+
+    def kept_limit(self, total: int) -> int:
+        """Entries that a row of `total` real tokens may keep in each layer."""
+        if self.kept_tokens is not None:
+            return self.kept_tokens
+        assert self.keep_ratio is not None
+        # The small term undoes binary rounding of decimal ratios: 0.29 of 100 is 29.
+        return max(1, int(total * self.keep_ratio + 1e-9))
+
+    def places(self, part: Part) -> Tensor:
+        """Rotary positions [B, G, n] of a packed part's entries: they end right before the next chunk."""
+        assert part.store is not None
+        n, first = part.kept, self.base[part.rows.start] - part.kept
+        shape = part.store.positions.shape
+        return torch.arange(first, first + n, device=part.store.positions.device).expand(shape)
+
+    def freeze(self, part: Part, rotary: Rotary) -> None:
+        """Rotate a packed part's keys to their places, in place."""
+        if part.store is None or not part.kept:
+            return
+        places = self.places(part)
+        part.store.keys = rotary.rotate(part.store.keys, places)
+        part.store.scores[ANGLE].copy_(places)
+
+    def thaw(self, part: Part, rotary: Rotary) -> None:
+        """Un-rotate a packed part's keys."""
+        if part.store is None or not part.kept:
+            return
+        angles = part.store.scores[ANGLE]
+        part.store.keys = rotary.rotate(part.store.keys, -angles.long())
+        angles.zero_()

@@ -1,0 +1,27 @@
+"""What the current forward is for, shared by all layers of a cache."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Step:
+    """Set by the wrapper before each forward, read by the layers while it runs.
+
+    Attributes:
+        phase: "prefill" or "decode".
+        total_tokens: columns that this prefill will have seen when it ends.
+        padding: for each row, the columns of this forward that are left padding.
+        probe_tokens: tokens at the end of this forward that attend and score but are never stored: the question
+            behind a chunk, or a replay of the chunk.
+        question_tokens: tokens at the end of this forward whose queries score, stored or not; 0 if unknown.
+        hold: store the chunk untrimmed; the whole cache is trimmed together afterwards.
+        replayed_tokens: size of the chunk that this forward's probes replay; 0 when they do not.
+    """
+
+    phase: str = "prefill"
+    total_tokens: int = 0
+    padding: list[int] = field(default_factory=list)
+    probe_tokens: int = 0
+    question_tokens: int = 0
+    hold: bool = False
+    replayed_tokens: int = 0

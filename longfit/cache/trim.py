@@ -1,0 +1,67 @@
+"""One path from scores to kept entries, for every method."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longfit.cache.store import Store
+from longfit.cache.view import View
+from longfit.errors import ScoreError
+
+SCORE = "score"
+CERTAIN = 1e20  # times the position: what may not be dropped
+SINK = 1e35  # above all that: what is dropped last
+
+
+def score(method: Any, candidates: list[Store], views: list[View]) -> list[Tensor]:
+    """The method's scores [B, G, S] of each part of a row; higher is kept.
+
+    Methods that persist their scores are asked during prefill only; afterwards what they said then decides.
+
+    Raises:
+        ScoreError: a score is NaN or the shape is not [B, G, S].
+    """
+    if method.persists and (method.replays or views[0].phase == "decode"):
+        return [candidate.scores[SCORE] for candidate in candidates]
+    scores = [method.score(view) for view in views]
+    for view, given in zip(views, scores, strict=True):
+        if given.shape != view.positions.shape:
+            raise ScoreError(
+                f"{method!r} scored layer {view.layer} with shape {tuple(given.shape)}; "
+                f"score() has to return [B, G, S] = {tuple(view.positions.shape)}"
+            )
+        if bool(given.isnan().any()):
+            raise ScoreError(
+                f"{method!r} gave NaN scores in layer {view.layer}: keys, values or attention overflowed; "
+                "try bfloat16 or float32 instead of float16"
+            )
+    if method.persists:
+        for candidate, given in zip(candidates, scores, strict=True):
+            candidate.scores[SCORE].copy_(given)
+    return scores
+
+
+def trim(method: Any, candidates: list[Store], views: list[View], n_keep: int) -> list[Tensor]:
+    """Ascending indices [B, G, N] of the entries to keep in each part of a row, n_keep a head on average.
+
+    Raises:
+        ScoreError: the method's choice is not exactly as large as asked.
+    """
+    scores = [oldest_first(given, c.positions) for given, c in zip(score(method, candidates, views), candidates, strict=True)]
+    for view, given in zip(views, scores, strict=True):
+        if view.protected:
+            given[..., -view.protected :] = float("inf")
+    chosen = [indices.sort(-1).values for indices in method.select(views, scores, n_keep)]
+    kept = sum(indices.shape[-1] for indices in chosen)
+    if kept != n_keep * len(views):
+        raise ScoreError(f"{method!r} kept {kept} entries where {n_keep * len(views)} were asked for")
+    return chosen
+
+
+def oldest_first(scores: Tensor, positions: Tensor) -> Tensor:
+    """An fp32 copy of `scores` in which entries that may not be dropped (+inf) rank by age above all others.
+
+    So when even those are more than fit, the oldest yield.
+    """
+    return torch.where(scores.isposinf(), CERTAIN * (positions.float() + 1.0), scores.float())

@@ -1,0 +1,125 @@
+"""The one object that a wrapped model carries: method, budget, geometry, and what the last run did."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from longfit.budget import MemoryBudget, ModelShape, Plan, plan
+from longfit.cache import FitCache, Ledger
+from longfit.compressors import KVCompressor
+from longfit.errors import BudgetError, UnsupportedModelError
+from longfit.families import switching_window, window_of
+from longfit.report import FitReport
+
+logger = logging.getLogger("longfit")
+
+ANY_LENGTH = 2**40
+DEFAULT_CHUNK_TOKENS = 1024
+MIN_CHUNK_TOKENS = 64
+ANGLE_BYTES = 4
+
+
+@dataclass
+class FitContext:
+    """Everything that `wrap` decided.
+
+    Attributes:
+        method: the compressor.
+        budget: as given.
+        shape: sizes of the model.
+        config: the text decoder's configuration.
+        chunk_tokens: tokens of a chunk of prefill; None lets the plan choose.
+        geometry: "original", "packed", or None: the method's own, but packed for inputs past the model's window.
+        base_implementation: the attention backend underneath.
+        enabled: False inside `model.disabled()`.
+        report: what the last run did.
+    """
+
+    method: KVCompressor
+    budget: MemoryBudget
+    shape: ModelShape
+    config: PreTrainedConfig
+    chunk_tokens: int | None
+    geometry: str | None
+    base_implementation: str
+    enabled: bool = True
+    report: FitReport | None = None
+
+    def plan(self, batch_size: int = 1, tokens: int = ANY_LENGTH, packed: bool = False) -> Plan:
+        """What the budget means for this model and method.
+
+        Raises:
+            BudgetError: it cannot be met; the message has the smallest that would do.
+        """
+        shape, method = self.shape, self.method
+        return plan(
+            shape,
+            tokens=tokens,
+            budget=self.budget,
+            batch_size=batch_size,
+            chunk_tokens=self.chunk_tokens,
+            max_chunk_tokens=DEFAULT_CHUNK_TOKENS,
+            entry_state_bytes=method.entry_state_bytes + (ANGLE_BYTES if packed else 0),
+            layer_state_bytes=method.layer_state_bytes(shape.query_heads, shape.key_dim, shape.dtype_bytes),
+            score_workspace=lambda chunk, kept: batch_size
+            * method.score_workspace(shape.query_heads, shape.kv_heads, shape.key_dim, chunk, kept),
+            min_tokens=method.min_tokens,
+        )
+
+    def new_cache(self, decoder: nn.Module, batch_size: int, tokens: int, new_tokens: int = 0) -> FitCache:
+        """An empty cache for `batch_size` rows of up to `tokens` tokens and `new_tokens` to be generated.
+
+        Raises:
+            BudgetError: the budget cannot be met for this input.
+            UnsupportedModelError: the model's RoPE changes within this input.
+        """
+        window = window_of(self.config)
+        packed = self._packed(tokens + new_tokens, window)
+        switch = switching_window(self.config)
+        if switch is not None and not packed and tokens + new_tokens > switch:
+            raise UnsupportedModelError(
+                f"the RoPE of {self.config.model_type} changes for inputs longer than {switch:,} tokens, which a stream "
+                'cannot follow; use wrap(..., geometry="packed")'
+            )
+        ratio = self.budget.keep_ratio
+        made = self.plan(batch_size, tokens if ratio is not None else ANY_LENGTH, packed)
+        kept = made.kept_tokens
+        chunk = made.chunk_tokens
+        if packed and self.shape.full_layers:
+            held = min(kept, tokens + new_tokens)
+            chunk = min(chunk, window - held)
+            if chunk < min(MIN_CHUNK_TOKENS, made.chunk_tokens, tokens):
+                raise BudgetError(
+                    f"packed positions: {held:,} kept tokens and a chunk have to fit the model's window of {window:,}; "
+                    f'the largest budget that would do is "{max(1, window - MIN_CHUNK_TOKENS)} tokens"'
+                )
+        ledger = Ledger(None if ratio is not None else kept, ratio, packed)
+        cache = FitCache(self.config, decoder, self.method, ledger, window)
+        cache.chunk_tokens = chunk
+        return cache
+
+    def _packed(self, length: int, window: int) -> bool:
+        own = self.geometry or self.method.geometry
+        if self.geometry is None and own == "original" and length > window:
+            logger.warning(
+                "%s tokens are past the model's window of %s: positions are packed (geometry='packed'); "
+                "pass geometry= to wrap() to choose yourself",
+                length,
+                window,
+            )
+            return True
+        return own == "packed"
+
+    @contextmanager
+    def lossless(self, chunk_tokens: int) -> Iterator[None]:
+        """Everything is kept, in chunks of this size: what the streaming path itself does to the numbers."""
+        saved = self.budget, self.chunk_tokens, self.geometry
+        self.budget, self.chunk_tokens, self.geometry = MemoryBudget(keep_ratio=1.0), chunk_tokens, "original"
+        try:
+            yield
+        finally:
+            self.budget, self.chunk_tokens, self.geometry = saved

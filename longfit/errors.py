@@ -1,0 +1,41 @@
+"""The errors longfit raises: each says what was given, what is wrong and what would work."""
+
+
+class LongfitError(Exception):
+    """Base of every error that a user of longfit can cause; the command line turns it into exit code 2."""
+
+
+class BudgetError(LongfitError, ValueError):
+    """A memory budget that cannot be read or cannot be met."""
+
+
+class BudgetExceededError(LongfitError, RuntimeError):
+    """The cache held more than its budget: a defect of a method or of longfit, never ignored."""
+
+
+class UnsupportedModelError(LongfitError, ValueError):
+    """A model, a layer type or an attention backend that longfit cannot wrap correctly."""
+
+
+class UnknownNameError(LongfitError, ValueError):
+    """A compressor, task or recipe name that is not registered; the message suggests the nearest."""
+
+
+class InputError(LongfitError, ValueError):
+    """An input that cannot be used: empty, wrongly padded, not text, wrong shape."""
+
+
+class UnsupportedFeatureError(LongfitError, NotImplementedError):
+    """A call that is valid for a plain model but that the chosen method cannot do."""
+
+
+class ScoreError(LongfitError, RuntimeError):
+    """A compressor produced scores that are not usable (NaN, wrong shape) or selected wrongly."""
+
+
+class LoadError(LongfitError, RuntimeError):
+    """A model could not be found, downloaded, verified or converted."""
+
+
+class FingerprintError(LongfitError, ValueError):
+    """A memory that belongs to another model, tokenizer, adapter or method."""

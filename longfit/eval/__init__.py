@@ -1,0 +1,1 @@
+"""Evaluation: task data, sweeps that survive a kill, intervals and tables."""

@@ -1,0 +1,54 @@
+"""Intervals for small samples: Wilson for a rate, a paired bootstrap for a difference."""
+
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+from longfit.errors import InputError
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a rate, both ends in 0..1.
+
+    It keeps its coverage at n = 20 and at rates of 0 and 1, where the normal interval collapses
+    (Wilson 1927; Brown, Cai & DasGupta 2001). ``n = 0`` knows nothing and gives (0, 1).
+    """
+    if not 0 <= successes <= n:
+        raise InputError(f"successes={successes} of n={n}: successes must lie in 0..n")
+    if n == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    rate = successes / n
+    scale = 1 + z * z / n
+    centre = (rate + z * z / (2 * n)) / scale
+    half = z * ((rate * (1 - rate) + z * z / (4 * n)) / n) ** 0.5 / scale
+    # At 0 and n the interval touches the end exactly; rounding must not leave it a hair outside.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+def bootstrap_mean(
+    values: Sequence[float], level: float = 0.95, draws: int = 2000, seed: int = 42
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of ``values``, deterministic by ``seed``."""
+    data = np.asarray(values, dtype=np.float64)
+    if data.size == 0:
+        raise InputError("a bootstrap needs at least one value")
+    rng = np.random.default_rng(seed)
+    means = data[rng.integers(0, data.size, size=(draws, data.size))].mean(axis=1)
+    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+def paired_difference(
+    ours: Sequence[float], theirs: Sequence[float], level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean of ``ours - theirs`` over the same samples, with its bootstrap interval: (mean, low, high).
+
+    Pairing removes the spread that both share because some samples are harder than others.
+    """
+    if len(ours) != len(theirs):
+        raise InputError(f"a paired difference needs equal lengths, got {len(ours)} and {len(theirs)}")
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    low, high = bootstrap_mean(differences, level)
+    return sum(differences) / len(differences), low, high

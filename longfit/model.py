@@ -1,0 +1,398 @@
+"""wrap, unwrap, disabled: the drop-in wrapper."""
+
+import functools
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from longfit.attention import NAMES
+from longfit.budget import MemoryBudget, ModelShape
+from longfit.cache import FitCache
+from longfit.compressors import KVCompressor, get
+from longfit.context import FitContext
+from longfit.errors import InputError, LongfitError, UnsupportedFeatureError, UnsupportedModelError
+from longfit.families import TESTED, base_implementation, check, decoder_of, same_as_base, text_config
+from longfit.memory import Memory, fingerprint
+from longfit.meter import PeakMeter
+from longfit.report import FitReport
+from longfit.stream import Stream, left_padding
+
+LOSSLESS_TOLERANCE = 0.05
+REFUSED_ARGUMENTS = {
+    "assistant_model": "assisted decoding rolls the cache back",
+    "prompt_lookup_num_tokens": "prompt lookup rolls the cache back",
+    "cache_implementation": "the wrapper brings its own cache",
+    "prefill_chunk_size": "the wrapper cuts the prefill itself; set chunk_tokens in wrap()",
+    "inputs_embeds": "generate() takes token ids; forward() takes embeddings",
+}
+
+
+class FitMixin:
+    """What wrapping adds to a model. Used through `wrap`, never by itself."""
+
+    longfit: FitContext
+
+    @property
+    def fit_report(self) -> FitReport:
+        """What the last `generate`, `compress` or forward kept and spent.
+
+        Raises:
+            InputError: nothing has run yet.
+        """
+        if self.longfit.report is None:
+            raise InputError("nothing has run yet: call generate() or compress() first")
+        return self.longfit.report
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside, the model is the base model, bit for bit."""
+        context = self.longfit
+        if not context.enabled:
+            yield
+            return
+        context.enabled = False
+        _set_attention(self, context.base_implementation)
+        try:
+            yield
+        finally:
+            context.enabled = True
+            _set_attention(self, NAMES[context.base_implementation])
+
+    @torch.no_grad()
+    def generate(
+        self, *args: Any, memory: Memory | None = None, question_tokens: int | None = None, **kwargs: Any
+    ) -> Any:
+        """transformers' `generate`, inside the budget.
+
+        Args:
+            *args, **kwargs: as for the base model; pass the whole prompt.
+            memory: a compressed context to continue from; the ids are then only what follows it. The memory itself
+                does not change.
+            question_tokens: the last tokens of each row are the question: methods that look at the question score
+                every chunk with it.
+
+        Raises:
+            InputError: empty input, padding on the right, a question longer than the prompt.
+            UnsupportedFeatureError: an argument that cannot work with a compressor.
+            BudgetError: the budget cannot be met for this batch or input.
+        """
+        base = super()
+        if not self.longfit.enabled:
+            if memory is not None or question_tokens is not None:
+                raise UnsupportedFeatureError("memory and question_tokens need the wrapper; leave `model.disabled()`")
+            return base.generate(*args, **kwargs)  # type: ignore[misc]
+        ids = _prompt(args, kwargs)
+        _refuse(self, kwargs)
+        cache = self._cache_for(ids, kwargs, memory, question_tokens)
+        kwargs["past_key_values"] = cache
+        meter = PeakMeter(ids.device)
+        try:
+            return base.generate(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            cache.step.hold = False
+            self.longfit.report = self._report(cache, meter.peak_bytes())
+
+    @torch.no_grad()
+    def compress(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Memory:
+        """Read a context once, without a question, and keep what the budget allows.
+
+        Args:
+            input_ids: [B, T].
+            attention_mask: [B, T], zeros for left padding.
+
+        Returns:
+            A memory for `generate(question_ids, memory=memory)`, any number of times.
+        """
+        if not self.longfit.enabled:
+            raise UnsupportedFeatureError("compress() needs the wrapper; leave `model.disabled()`")
+        _check_ids(input_ids)
+        cache = self.longfit.new_cache(decoder_of(self), input_ids.shape[0], input_ids.shape[1])  # type: ignore[arg-type]
+        meter = PeakMeter(input_ids.device)
+        _stream(self, cache).fill({"input_ids": input_ids, "attention_mask": attention_mask})
+        self.longfit.report = self._report(cache, meter.peak_bytes())
+        return Memory(cache, cache.tokens_in, self._fingerprint())
+
+    def _fingerprint(self) -> str:
+        return fingerprint(self.longfit.config, self.longfit.method)
+
+    def _cache_for(
+        self, ids: Tensor, kwargs: dict[str, Any], memory: Memory | None, question_tokens: int | None
+    ) -> FitCache:
+        """The cache that a call of `generate` fills: new, a memory's copy, or the one of an earlier turn."""
+        B, T = ids.shape
+        repeats = _setting(self, kwargs, "num_beams") * 1
+        repeats = max(repeats, _setting(self, kwargs, "num_return_sequences"))
+        given = kwargs.get("past_key_values")
+        if question_tokens is not None and not 0 < question_tokens <= T:
+            raise InputError(f"question_tokens={question_tokens} of a prompt of {T} tokens")
+        if memory is not None:
+            if given is not None:
+                raise InputError("give either memory or past_key_values")
+            cache = memory.fork(self._fingerprint())
+            if cache.rows not in (B, 1):
+                raise InputError(f"the memory has {cache.rows} rows and the question {B}")
+            cache.batch_repeat_interleave(B // cache.rows * repeats)
+            mask = kwargs.get("attention_mask")
+            if mask is not None and not bool(mask.bool().all()):
+                raise InputError("a question to a memory cannot be padded; ask questions of different length one by one")
+            kwargs["attention_mask"] = ids.new_ones(B, cache.seen + T)
+        elif given is None:
+            new = _setting(self, kwargs, "max_new_tokens")
+            cache = self.longfit.new_cache(decoder_of(self), B * repeats, T, new)  # type: ignore[arg-type]
+        elif isinstance(given, FitCache):
+            cache = given
+        else:
+            raise UnsupportedFeatureError(
+                f"past_key_values is a {type(given).__name__}; a wrapped model continues its own caches and memories only"
+            )
+        if question_tokens and self.longfit.method.query_aware:
+            cache.question_tokens = question_tokens
+            cache.question_aware = True
+        return cache
+
+    def _report(self, cache: FitCache, peak_bytes: int | None) -> FitReport:
+        kept, seen = cache.kept_tokens, cache.tokens_in
+        shape, bounded = self.longfit.shape, cache.bounded
+        per_layer = [[n for row in layer.kept_by_head() for n in row] for layer in bounded]
+        entry = shape.kv_heads * (shape.key_dim + shape.value_dim) * shape.dtype_bytes
+        rows = cache.rows or 1
+        full = rows * entry * (shape.full_layers * seen + shape.sliding_layers * min(seen, shape.sliding_window))
+        return FitReport(
+            method=repr(self.longfit.method),
+            geometry="packed" if cache.ledger.packed else "original",
+            question_aware=cache.question_aware,
+            tokens_in=seen,
+            kept_tokens=kept,
+            keep_ratio=kept / seen if seen else 0.0,
+            kept_per_layer=[sum(heads) / len(heads) if heads else 0.0 for heads in per_layer],
+            kept_per_head=[layer.kept_by_head()[0] if layer.parts else [] for layer in bounded],
+            kv_bytes=cache.nbytes,
+            full_kv_bytes=full,
+            budget=str(self.longfit.budget),
+            limit_tokens=cache.ledger.kept_tokens,
+            chunk_tokens=cache.chunk_tokens,
+            chunks=cache.chunks,
+            peak_bytes=peak_bytes,
+            prefill_seconds=cache.prefill_seconds,
+            decode_seconds=cache.decode_seconds,
+            score_seconds=cache.score_seconds,
+            new_tokens=cache.new_tokens,
+        )
+
+
+def wrap(
+    model: Any,
+    compressor: str | KVCompressor | list[Any] | None = "snapkv",
+    *,
+    budget: str | MemoryBudget | None = None,
+    total: str | None = None,
+    attention: str | None = None,
+    chunk_tokens: int | None = None,
+    geometry: str | None = None,
+    **options: Any,
+) -> Any:
+    """Make a causal LM take input of any length within a memory budget. The same object comes back.
+
+    Args:
+        model: a transformers causal LM, or a PEFT model around one.
+        compressor: a name (see `longfit.compressors.available()`) or an object.
+        budget: "64MiB", "2048 tokens" (per layer) or "25%" (of the input).
+        total: "2GiB", weights included; instead of `budget`.
+        attention: reserved for attention patches.
+        chunk_tokens: tokens of a chunk of prefill; by default up to 1,024, fewer where the budget is small.
+        geometry: "original" positions with holes or "packed" ones; by default the method's own, and packed for inputs
+            past the model's window.
+        options: options of a compressor given by name.
+
+    Returns:
+        The model, now also with `fit_report`, `compress`, `disabled` and two more arguments of `generate`.
+
+    Raises:
+        UnknownNameError, UnsupportedModelError, BudgetError, InputError: before any work; each says what would do.
+    """
+    if attention is not None:
+        raise UnsupportedFeatureError(f"attention={attention!r}: there are no attention patches in this version yet")
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if isinstance(inner, FitMixin):
+        unwrap(inner)
+    check(inner)
+    if geometry not in (None, "original", "packed"):
+        raise InputError(f'geometry={geometry!r}; it is "original" or "packed"')
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise InputError(f"chunk_tokens={chunk_tokens}; it has to be at least 1")
+    method = _method(compressor, options)
+    method.bind(inner)
+    context = FitContext(
+        method=method,
+        budget=MemoryBudget.parse(budget, total=total),
+        shape=_shape(inner),
+        config=text_config(inner),
+        chunk_tokens=chunk_tokens,
+        geometry=geometry,
+        base_implementation=base_implementation(inner),
+    )
+    if context.budget.keep_ratio is None:
+        context.plan()
+    inner.__class__ = _fitted(type(inner))
+    inner.longfit = context
+    _set_attention(inner, NAMES[context.base_implementation])
+    if context.config.model_type not in TESTED:
+        _verify(inner)
+    return model
+
+
+def unwrap(model: Any) -> Any:
+    """Undo `wrap`: the same object comes back, of its own class."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if isinstance(inner, FitMixin):
+        context = inner.longfit
+        _set_attention(inner, context.base_implementation)
+        del inner.longfit
+        inner.__class__ = type(inner).__mro__[2]
+    return model
+
+
+@functools.cache
+def _fitted(base: type) -> type:
+    """The subclass of a model class whose forward streams. It keeps the base's name, so that pipelines, model cards
+    and saved configurations see the architecture that they know."""
+
+    @functools.wraps(base.forward)  # type: ignore[attr-defined]
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        context = self.longfit
+        arguments = _bind(base, self, args, kwargs)
+        cache = arguments.get("past_key_values")
+        wants_cache = arguments.get("use_cache")
+        if wants_cache is None:
+            wants_cache = self.config.use_cache
+        if not context.enabled or (cache is None and (self.training or not wants_cache)):
+            return base.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
+        return_dict = arguments.pop("return_dict", None)
+        arguments.pop("use_cache", None)
+        arguments.pop("past_key_values", None)
+        with torch.no_grad():
+            if cache is None:
+                tokens = arguments.get("input_ids")
+                tokens = arguments.get("inputs_embeds") if tokens is None else tokens
+                if tokens is None:
+                    raise InputError("give either input_ids or inputs_embeds")
+                cache = context.new_cache(decoder_of(self), tokens.shape[0], tokens.shape[1])
+            elif not isinstance(cache, FitCache):
+                raise UnsupportedFeatureError(
+                    f"past_key_values is a {type(cache).__name__}; a wrapped model continues its own caches only, "
+                    "use `model.disabled()` for others"
+                )
+            outputs = _stream(self, cache).run(arguments)
+        context.report = self._report(cache, None) if cache.step.phase == "prefill" else context.report
+        return outputs if return_dict is not False else outputs.to_tuple()
+
+    members = {"forward": forward, "__module__": base.__module__, "__qualname__": base.__qualname__}
+    return type(base.__name__, (FitMixin, base), members)
+
+
+def _stream(model: Any, cache: FitCache) -> Stream:
+    base = type(model).__mro__[2]
+    return Stream(model, functools.partial(base.forward, model), decoder_of(model), cache)  # type: ignore[attr-defined]
+
+
+def _bind(base: type, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The forward's arguments by name."""
+    signature = inspect.signature(base.forward)  # type: ignore[attr-defined]
+    bound = signature.bind_partial(model, *args, **kwargs).arguments
+    bound.pop("self", None)
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            bound.update(bound.pop(parameter.name, {}))
+    return bound
+
+
+def _method(compressor: Any, options: dict[str, Any]) -> KVCompressor:
+    if isinstance(compressor, list):
+        if len(compressor) != 1:
+            raise UnsupportedFeatureError("a pipeline of several compressors is not available in this version yet")
+        compressor = compressor[0]
+    if isinstance(compressor, str):
+        return get(compressor, **options)
+    if isinstance(compressor, type) and issubclass(compressor, KVCompressor):
+        return compressor(**options)
+    if not isinstance(compressor, KVCompressor):
+        raise InputError(f"a compressor is a name or a KVCompressor, not {type(compressor).__name__}")
+    if options:
+        raise InputError(f"options {', '.join(options)} go to the compressor object itself")
+    return compressor
+
+
+def _shape(model: PreTrainedModel) -> ModelShape:
+    weights = model.get_memory_footprint(return_buffers=False)
+    dtype = model.dtype if model.dtype.is_floating_point else torch.bfloat16
+    return ModelShape.from_config(text_config(model), weights_bytes=int(weights), dtype_bytes=dtype.itemsize)
+
+
+def _set_attention(model: Any, name: str) -> None:
+    model.set_attn_implementation(name)
+
+
+def _verify(model: Any) -> None:
+    """A family that the tests do not know is checked on the spot.
+
+    Raises:
+        UnsupportedModelError: streaming without dropping anything does not give the base model's logits.
+    """
+    try:
+        error = same_as_base(model)
+    except LongfitError:
+        unwrap(model)
+        raise
+    except Exception as failure:
+        unwrap(model)
+        raise UnsupportedModelError(f"{type(model).__name__} does not run through longfit's cache: {failure}") from failure
+    if error > LOSSLESS_TOLERANCE:
+        unwrap(model)
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not among the tested families and its logits change by {error:.2g} of their "
+            "spread when it is streamed with nothing dropped; it cannot be wrapped correctly"
+        )
+
+
+def _setting(model: Any, kwargs: dict[str, Any], name: str) -> int:
+    """A number of the generation configuration that a call of `generate` would use."""
+    for source in (kwargs.get(name), getattr(kwargs.get("generation_config"), name, None)):
+        if source is not None:
+            return int(source)
+    own = getattr(model.generation_config, name, None)
+    return int(own) if own is not None else (20 if name == "max_new_tokens" else 1)
+
+
+def _prompt(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+    if ids is None:
+        raise InputError("generate() needs input_ids")
+    _check_ids(ids)
+    mask = kwargs.get("attention_mask")
+    if mask is not None and mask.shape == ids.shape:
+        left_padding(mask)
+    return ids
+
+
+def _check_ids(ids: Any) -> None:
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+        raise InputError("input_ids have to be a tensor of token ids [B, T]; use tokenizer(text, return_tensors='pt')")
+    if ids.shape[0] == 0 or ids.shape[1] == 0:
+        raise InputError(f"the input is empty: input_ids has shape {tuple(ids.shape)}; give at least one token")
+
+
+def _refuse(model: Any, kwargs: dict[str, Any]) -> None:
+    config = kwargs.get("generation_config") or model.generation_config
+    for name, reason in REFUSED_ARGUMENTS.items():
+        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
+            raise UnsupportedFeatureError(f"{name} does not work with a compressor: {reason}")
+    if kwargs.get("use_cache") is False:
+        raise UnsupportedFeatureError("use_cache=False leaves nothing to compress; use `model.disabled()`")
+    if isinstance(kwargs.get("past_key_values"), Cache) and kwargs.get("memory") is not None:
+        raise InputError("give either memory or past_key_values")

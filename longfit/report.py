@@ -1,0 +1,63 @@
+"""What a run kept and spent."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from longfit.units import format_bytes
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What the last `generate`, `compress` or forward of a wrapped model did. Everything here was measured.
+
+    Attributes:
+        method: the compressor with its options.
+        geometry: "original" or "packed" positions.
+        question_aware: the question chose what stays.
+        tokens_in: tokens that went through the cache, the longest row, padding excluded.
+        kept_tokens: entries kept per layer, averaged over layers, rows and heads.
+        keep_ratio: kept_tokens / tokens_in.
+        kept_per_layer: entries kept in each compressible layer, averaged over rows and heads.
+        kept_per_head: the same for each head of the first row, [layers][heads].
+        kv_bytes: allocated for the cache between forwards.
+        full_kv_bytes: what a plain cache of the same tokens would hold.
+        budget: as given.
+        limit_tokens: entries per layer that the budget allows; None for a ratio.
+        chunk_tokens, chunks: size and number of the prefill's chunks.
+        peak_bytes: peak memory above the start (see `PeakMeter`); None where it was not measured.
+        prefill_seconds, decode_seconds, score_seconds: wall time; scoring is part of the other two.
+        new_tokens: tokens decoded after the prefill.
+    """
+
+    method: str
+    geometry: str
+    question_aware: bool
+    tokens_in: int
+    kept_tokens: float
+    keep_ratio: float
+    kept_per_layer: list[float]
+    kept_per_head: list[list[int]]
+    kv_bytes: int
+    full_kv_bytes: int
+    budget: str
+    limit_tokens: int | None
+    chunk_tokens: int
+    chunks: int
+    peak_bytes: int | None
+    prefill_seconds: float
+    decode_seconds: float
+    score_seconds: float
+    new_tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        peak = "" if self.peak_bytes is None else f", peak +{format_bytes(self.peak_bytes)}"
+        return (
+            f"{self.method}: kept {self.kept_tokens:,.0f} of {self.tokens_in:,} tokens ({100 * self.keep_ratio:.1f} %) in "
+            f"{format_bytes(self.kv_bytes)} (full: {format_bytes(self.full_kv_bytes)}){peak}; "
+            f"{self.chunks} chunks of up to {self.chunk_tokens:,}; "
+            f"prefill {self.prefill_seconds:.1f} s, decode {self.decode_seconds:.1f} s for {self.new_tokens} tokens"
+        )

@@ -1,0 +1,211 @@
+"""Prefill in chunks and decode, inside a budget: what a wrapped model's forward does."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from longfit.cache import FitCache
+from longfit.errors import InputError, UnsupportedFeatureError
+
+
+@dataclass
+class Stream:
+    """One forward of a wrapped model over new tokens: chunk by chunk, trimming layer by layer.
+
+    Attributes:
+        model: the wrapped model.
+        base_forward: its class's own forward.
+        decoder: its stack of layers, which runs the chunks whose logits nobody asked for.
+        cache: the cache to fill.
+    """
+
+    model: nn.Module
+    base_forward: Any
+    decoder: nn.Module
+    cache: FitCache
+
+    def run(self, arguments: dict[str, Any]) -> CausalLMOutputWithPast:
+        """Take the forward's arguments, give its output; `logits` cover what `logits_to_keep` asks for."""
+        tokens, name = _tokens(arguments)
+        keep = arguments.pop("logits_to_keep", 0)
+        labels = arguments.pop("labels", None)
+        started = time.perf_counter()
+        pieces = self._pieces(tokens, arguments, name, want_all=labels is not None or not _is_one(keep))
+        outputs = None
+        logits: list[Tensor] = []
+        for outputs, given in pieces:
+            if given is not None:
+                logits.append(given)
+        assert outputs is not None
+        outputs.logits = torch.cat(logits, 1) if len(logits) > 1 else logits[0]
+        if labels is not None:
+            outputs.loss = self.model.loss_function(
+                logits=outputs.logits, labels=labels, vocab_size=self.model.config.get_text_config().vocab_size
+            )
+        if isinstance(keep, Tensor):
+            outputs.logits = outputs.logits[:, keep]
+        elif keep:
+            outputs.logits = outputs.logits[:, -keep:]
+        self._clock(tokens.shape[1], time.perf_counter() - started)
+        return outputs
+
+    def fill(self, arguments: dict[str, Any]) -> None:
+        """Read tokens into the cache without computing a logit."""
+        tokens, name = _tokens(arguments)
+        started = time.perf_counter()
+        for _ in self._pieces(tokens, arguments, name, want_all=False, want_last=False):
+            pass
+        self._clock(tokens.shape[1], time.perf_counter() - started)
+
+    def _clock(self, tokens: int, seconds: float) -> None:
+        if self.cache.step.phase == "decode":
+            self.cache.decode_seconds += seconds
+            self.cache.new_tokens += tokens
+        else:
+            self.cache.prefill_seconds += seconds
+
+    def _pieces(self, tokens: Tensor, arguments: dict[str, Any], name: str, want_all: bool, want_last: bool = True):
+        """Run every chunk; yields (outputs, logits or None) of each."""
+        cache, T = self.cache, tokens.shape[1]
+        padding = self._padding(arguments.pop("attention_mask", None), tokens)
+        arguments.pop("position_ids", None)
+        total, first_call = cache.seen + T, cache.seen == 0
+        phase = "decode" if T == 1 and not first_call else "prefill"
+        question = cache.question_tokens if phase == "prefill" else 0
+        cache.question_tokens = 0
+        spans = chunk_spans(T - question, cache.chunk_tokens)
+        replay = cache.method.replays and phase == "prefill" and (first_call or len(spans) > 1)
+        tail = tokens[:, T - question :]
+        for index, (start, stop) in enumerate(spans):
+            last = index == len(spans) - 1
+            part = torch.cat([tokens[:, start:stop], tail], 1) if question else tokens[:, start:stop]
+            positions = cache.begin(
+                part.shape[1],
+                padding,
+                tokens.shape[0],
+                phase=phase,
+                total_tokens=total,
+                probe_tokens=0 if last else question,
+                question_tokens=question,
+                hold=replay,
+            )
+            call = {**arguments, name: part, "position_ids": positions.to(part.device)}
+            logits = None
+            if want_all or (last and want_last):
+                outputs = self.base_forward(**self._with_cache(call, part), logits_to_keep=0 if want_all else 1)
+                stored = part.shape[1] if last else stop - start
+                logits = outputs.logits[:, :stored]
+            else:
+                outputs = self.decoder(**self._with_cache(call, part))
+            cache.end()
+            if replay:
+                self._replay(tokens[:, start:stop], arguments, name)
+            cache.chunks += phase == "prefill"
+            yield outputs, logits
+
+    def _replay(self, chunk: Tensor, arguments: dict[str, Any], name: str) -> None:
+        """Make the model repeat the chunk that was just stored, then trim the whole cache."""
+        cache = self.cache
+        B, C = chunk.shape[:2]
+        prompt = torch.tensor(cache.method.prompt_ids or (), dtype=torch.long, device=chunk.device).expand(B, -1)
+        if name == "inputs_embeds":
+            prompt = self.model.get_input_embeddings()(prompt)
+        padding = list(cache.step.padding)
+        rows = [torch.cat([c[:p], q, c[p:]]) for c, q, p in zip(chunk, prompt, padding, strict=True)]
+        repeated = torch.stack(rows)
+        n = repeated.shape[1]
+        positions = cache.begin(
+            n,
+            padding,
+            B,
+            phase="prefill",
+            total_tokens=cache.step.total_tokens,
+            probe_tokens=n,
+            replayed_tokens=C,
+        )
+        call = {**arguments, name: repeated, "position_ids": positions.to(chunk.device)}
+        self.decoder(**self._with_cache(call, repeated))
+        cache.trim_together()
+
+    def _with_cache(self, call: dict[str, Any], part: Tensor) -> dict[str, Any]:
+        mask = None
+        if self.cache.ledger.padding and any(self.cache.ledger.padding):
+            columns = torch.arange(self.cache.seen + part.shape[1], device=part.device)
+            mask = (columns[None] >= torch.tensor(self.cache.ledger.padding, device=part.device)[:, None]).long()
+        return {**call, "attention_mask": mask, "past_key_values": self.cache, "use_cache": True}
+
+    def _padding(self, mask: Tensor | None, tokens: Tensor) -> list[int] | None:
+        """Left padding of each row, from the first forward's mask.
+
+        Raises:
+            InputError: padding on the right, holes, or a mask of the wrong shape.
+            UnsupportedFeatureError: a mask that is not [B, tokens].
+        """
+        if mask is None:
+            return None
+        if mask.ndim != 2:
+            raise UnsupportedFeatureError(f"attention_mask has {mask.ndim} dimensions; longfit takes a mask [B, tokens]")
+        if mask.shape[0] != tokens.shape[0] or mask.shape[1] not in (tokens.shape[1], self.cache.seen + tokens.shape[1]):
+            raise InputError(
+                f"attention_mask has shape {tuple(mask.shape)}; expected [{tokens.shape[0]}, "
+                f"{self.cache.seen + tokens.shape[1]}]: one entry for every token so far"
+            )
+        return left_padding(mask, known=self.cache.ledger.padding, new=tokens.shape[1])
+
+
+def left_padding(mask: Tensor, known: list[int] | None = None, new: int = 0) -> list[int]:
+    """Columns of left padding of each row of a mask [B, T].
+
+    Raises:
+        InputError: a row without a token, padding on the right or in between.
+    """
+    real = mask.bool()
+    if known is not None:
+        if not bool(real[:, -new:].all()):
+            raise InputError("a further turn cannot bring padding; pad the first turn on the left instead")
+        return known
+    padding = (~real).long().cumprod(-1).sum(-1)
+    if bool((padding == mask.shape[1]).any()):
+        raise InputError("a row of the batch has no token: its attention_mask is all zeros")
+    if bool((real.sum(-1) + padding != mask.shape[1]).any()):
+        raise InputError(
+            "padding has to be on the left for generation; set tokenizer.padding_side = 'left' "
+            "(the mask has zeros after the first token of a row)"
+        )
+    return padding.tolist()
+
+
+def chunk_spans(tokens: int, chunk_tokens: int) -> list[tuple[int, int]]:
+    """Start and stop of each chunk. They are counted from the end, so that rows of a left-padded batch are cut where
+    they would be cut alone; the first chunk takes the remainder."""
+    stops = list(range(tokens, 0, -chunk_tokens))[::-1] or [0]
+    return list(zip([0, *stops[:-1]], stops, strict=True))
+
+
+def _is_one(keep: Any) -> bool:
+    return isinstance(keep, int) and keep == 1
+
+
+def _tokens(arguments: dict[str, Any]) -> tuple[Tensor, str]:
+    """The new tokens, as ids [B, T] or embeddings [B, T, E], and the argument that holds them.
+
+    Raises:
+        InputError: none or both were given, or there is no token.
+        UnsupportedFeatureError: something was asked for that a stream of chunks does not give.
+    """
+    for feature in ("output_attentions", "output_hidden_states"):
+        if arguments.get(feature):
+            raise UnsupportedFeatureError(f"{feature} is not available with a compressor; use `model.disabled()`")
+    names = [n for n in ("input_ids", "inputs_embeds") if arguments.get(n) is not None]
+    if len(names) != 1:
+        raise InputError("give either input_ids or inputs_embeds")
+    tokens = arguments.pop(names[0])
+    arguments.pop("input_ids", None)
+    arguments.pop("inputs_embeds", None)
+    if tokens.ndim < 2 or tokens.shape[1] == 0:
+        raise InputError(f"the input is empty: {names[0]} has shape {tuple(tokens.shape)}; give at least one token")
+    return tokens, names[0]

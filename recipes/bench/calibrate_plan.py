@@ -1,0 +1,116 @@
+"""Compare the peak that longfit.plan predicts with the peak of a fresh process, shape by shape.
+
+Run:  python recipes/bench/calibrate_plan.py                 # the table of docs/memory.md, about 5 minutes
+      python recipes/bench/calibrate_plan.py --shape wide --dtype float32 --chunk 1024 --kept 2048
+
+Every row is one process: random weights, one chunk to warm up, then the resident high-water mark is reset
+(Linux, /proc/self/clear_refs) and six chunks stream through a cache that keeps `kept` entries per layer.
+The measured extra is the new high-water mark less the resident size before; weights and libraries are
+in neither number.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SHAPES: dict[str, dict[str, int]] = {
+    "smollm2": dict(
+        hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, vocab_size=49152,
+    ),
+    "wide": dict(
+        hidden_size=1024, intermediate_size=2816, num_hidden_layers=8, num_attention_heads=16,
+        num_key_value_heads=4, vocab_size=32000,
+    ),
+}  # fmt: skip
+STREAMED_CHUNKS = 4
+
+
+def resident_bytes(field: str) -> int:
+    """VmRSS or VmHWM of this process, bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"this system does not report {field}")
+
+
+def configuration(case: dict[str, Any]) -> Any:
+    """The Llama configuration of a case."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**SHAPES[case["shape"]], tie_word_embeddings=True, dtype=case["dtype"], use_cache=True)
+
+
+def measure(case: dict[str, Any]) -> dict[str, int]:
+    """Compress a random input with the wrapped model of ``case`` in this process; report plan and peak."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from longfit.model import wrap
+
+    config = configuration(case)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    model = model.to(getattr(torch, case["dtype"])).to_empty(device="cpu").eval()
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data.fill_(0.01)
+    tokens = STREAMED_CHUNKS * case["chunk"]
+    model = wrap(model, case["method"], budget=f"{case['kept']} tokens", chunk_tokens=case["chunk"])
+    ids = torch.arange(tokens).remainder(config.vocab_size)[None]
+    model.compress(ids[:, :16])
+    before = resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    if case["generate"]:
+        model.generate(ids, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+    else:
+        model.compress(ids)
+    peak = resident_bytes("VmHWM") - before
+    planned = model.longfit.plan(tokens=tokens)
+    stored = planned.kv_kept_bytes
+    return {"measured": peak, "predicted": planned.prefill_peak_bytes, "stored": stored, **planned.working_set}
+
+
+def main() -> None:
+    """Print one row per case as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, action="append")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], action="append")
+    parser.add_argument("--chunk", type=int, action="append")
+    parser.add_argument("--kept", type=int, action="append")
+    parser.add_argument("--method", default="streaming_llm")
+    parser.add_argument("--generate", action="store_true", help="generate two tokens too")
+    parser.add_argument("--terms", action="store_true", help="print the terms of every prediction")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(json.loads(options.child))))
+        return
+    print("| shape | dtype | chunk | kept | stored MiB | predicted MiB | measured MiB | predicted / measured |")
+    print("|---|---|---|---|---|---|---|---|")
+    for shape in options.shape or SHAPES:
+        for dtype in options.dtype or ["float32", "bfloat16"]:
+            for chunk in options.chunk or [256, 512, 1024, 2048]:
+                for kept in options.kept or [512, 2048]:
+                    case = {"shape": shape, "dtype": dtype, "chunk": chunk, "kept": kept}
+                    case |= {"method": options.method, "generate": options.generate}
+                    command = [sys.executable, __file__, "--child", json.dumps(case)]
+                    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+                    child = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+                    result = json.loads(child.stdout.splitlines()[-1])
+                    mib = {name: value / 2**20 for name, value in result.items()}
+                    print(
+                        f"| {shape} | {dtype} | {chunk} | {kept} | {mib['stored']:.1f} | {mib['predicted']:.1f} "
+                        f"| {mib['measured']:.1f} | {result['predicted'] / result['measured']:.2f} |",
+                        flush=True,
+                    )
+                    if options.terms:
+                        print("   ", {name: round(value, 2) for name, value in mib.items()})
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    main()
