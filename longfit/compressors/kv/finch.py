@@ -43,7 +43,7 @@ class Finch(KVCompressor):
 
     @property
     def min_tokens(self) -> int:
-        return self.window + 1
+        return self.window
 
     def score(self, view: View) -> Tensor:
         attention = view.window_attention()

@@ -40,7 +40,7 @@ class PyramidKV(SnapKV):
         if highest >= total - self.window:
             highest = total - self.window
             lowest = 2 * kept_tokens - highest
-        if not total >= highest >= lowest >= self.window + 1:
+        if not total >= highest >= lowest >= self.window:
             return [kept_tokens] * layers
         step = (highest - lowest) / (layers - 1)
         limits = [round(highest - layer * step) for layer in range(layers)]

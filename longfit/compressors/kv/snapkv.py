@@ -41,7 +41,7 @@ class SnapKV(KVCompressor):
 
     @property
     def min_tokens(self) -> int:
-        return self.window + 1
+        return self.window
 
     def score(self, view: View) -> Tensor:
         attention = view.window_attention()
