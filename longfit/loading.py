@@ -145,7 +145,7 @@ def resolve_name(name: str | os.PathLike[str]) -> tuple[str, str]:
         raise LoadError(
             f"there is no file or folder {path}. Packaged models: {known}; anything else is a hub id."
         )
-    near = difflib.get_close_matches(text.lower(), PACKAGED_MODELS, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(text.lower(), PACKAGED_MODELS, n=1, cutoff=0.5)
     if near and "/" not in text:
         raise LoadError(f"no model is called {text!r}. Did you mean {near[0]!r}? Packaged models: {known}.")
     if not HUB_ID.fullmatch(text):

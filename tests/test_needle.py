@@ -136,9 +136,20 @@ def test_wilson_agrees_with_published_values():
         wilson(3, 2)
 
 
-def test_bootstrap_is_deterministic_and_pairing_removes_shared_spread():
+def test_bootstrap_is_deterministic():
     assert bootstrap_mean([0.0, 1.0] * 10) == bootstrap_mean([0.0, 1.0] * 10)
-    assert paired_difference([0, 1, 0, 1], [0, 1, 0, 1]) == (0.0, 0.0, 0.0)
+
+
+def test_paired_differences_use_the_pairing_and_never_claim_certainty():
+    mean, low, high = paired_difference([0] * 20, [1] * 20)
+    assert mean == low == -1.0 and -0.8 < high < -0.7
+    alike, opposed = [0, 1] * 10, [1, 0] * 10
+    same, crossed = paired_difference(alike, alike), paired_difference(alike, opposed)
+    assert same[0] == crossed[0] == 0.0
+    assert same[2] - same[1] < crossed[2] - crossed[1]
+    forth, back = paired_difference(alike, [1] * 20), paired_difference([1] * 20, alike)
+    assert forth == pytest.approx((-back[0], -back[2], -back[1]))
+    assert paired_difference([0.5, 0.25], [0.5, 0.25]) == (0.0, 0.0, 0.0)
     with pytest.raises(InputError):
         paired_difference([1], [1, 0])
 

@@ -15,6 +15,7 @@ from longfit.errors import LoadError
 from longfit.packaged import PACKAGED_MODELS, PackagedModel, is_cached, model_folder
 from longfit.wheels import Wheel
 
+
 @pytest.fixture
 def toy(tmp_path, monkeypatch) -> PackagedModel:
     """A packaged model whose wheel holds a few bytes, and whose conversion writes one file."""

@@ -39,7 +39,8 @@ class FitCache(Cache):
     ) -> None:
         types, arguments = layer_types(config)
         full = types.count(FULL)
-        self.step, self.ledger, self.method, self.max_positions = Step(), ledger, method, max_positions
+        self.config, self.step, self.ledger, self.method = config, Step(), ledger, method
+        self.max_positions = max_positions
         self.rows = self.columns = self.chunks = self.new_tokens = self.question_tokens = 0
         self.chunk_tokens = 1
         self.question_aware = False
@@ -186,7 +187,7 @@ class FitCache(Cache):
 
     def fork(self) -> "FitCache":
         """An independent copy; the method and the rotary modules are shared."""
-        shared = [self.method, *(layer.rotary for layer in self.layers if layer.rotary is not None)]
+        shared = [self.config, self.method, *(layer.rotary for layer in self.layers if layer.rotary is not None)]
         return copy.deepcopy(self, {id(thing): thing for thing in shared})
 
 

@@ -52,18 +52,20 @@ class Ledger:
         shape = part.store.positions.shape
         return torch.arange(first, first + n, device=part.store.positions.device).expand(shape)
 
-    def freeze(self, part: Part, rotary: Rotary) -> None:
+    def freeze(self, part: Part, rotary: Rotary | None) -> None:
         """Rotate a packed part's keys to their places, in place."""
         if part.store is None or not part.kept:
             return
+        assert rotary is not None
         places = self.places(part)
         part.store.keys = rotary.rotate(part.store.keys, places)
         part.store.scores[ANGLE].copy_(places)
 
-    def thaw(self, part: Part, rotary: Rotary) -> None:
+    def thaw(self, part: Part, rotary: Rotary | None) -> None:
         """Un-rotate a packed part's keys."""
         if part.store is None or not part.kept:
             return
+        assert rotary is not None
         angles = part.store.scores[ANGLE]
         part.store.keys = rotary.rotate(part.store.keys, -angles.long())
         angles.zero_()

@@ -32,7 +32,7 @@ def wrapped(model: Any, cell: Cell, chunk_tokens: int | None) -> Iterator[Any]:
         unwrap(fitted)
 
 
-class _Stop(StoppingCriteria):
+class Stop(StoppingCriteria):
     """Ends an answer at its first whole value, and notes when the first token was there."""
 
     def __init__(self, tokenizer: Any, max_new_tokens: int) -> None:
@@ -55,7 +55,7 @@ def answer(
     Raises ScoreError where nothing was dropped although ``keep_ratio`` is below 1, and BudgetExceededError
     where more was kept than the cell allows.
     """
-    stop = _Stop(tokenizer, max_new_tokens)
+    stop = Stop(tokenizer, max_new_tokens)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": pad}
     how["stopping_criteria"] = StoppingCriteriaList([stop])
@@ -83,7 +83,14 @@ def answer(
     seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
     text = tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
     if cell.method not in BASELINES:
-        _check_kept(cell, kept, tokens_in, max_new_tokens)
+        check_kept(cell, kept, tokens_in, max_new_tokens)
+    spent = {"prefill_seconds": round(prefill, 3), "seconds": round(seconds, 3), "cpu_seconds": round(cpu_seconds, 3)}
+    held = {"tokens_in": tokens_in, "kept_tokens": kept, "kv_bytes": kv_bytes}
+    return record(sample, cell, text) | held | spent | details
+
+
+def record(sample: NeedleSample, cell: Cell, text: str) -> dict[str, Any]:
+    """What every line of ``samples.jsonl`` says, before what was kept and spent."""
     return {
         "cell": cell.cell_id,
         "sample": sample.sample_id,
@@ -97,16 +104,9 @@ def answer(
         "correct": needle.score(text, sample.answers),
         "answer": text,
         "expected": list(sample.answers),
-        "context_tokens": len(context),
-        "question_tokens": len(question),
-        "tokens_in": tokens_in,
-        "kept_tokens": kept,
-        "kv_bytes": kv_bytes,
-        "prefill_seconds": round(prefill, 3),
-        "seconds": round(seconds, 3),
-        "cpu_seconds": round(cpu_seconds, 3),
+        "context_tokens": len(sample.context_ids),
+        "question_tokens": len(sample.question_ids),
         "sha256": sample.sha256,
-        **details,
     }
 
 
@@ -142,7 +142,7 @@ def _measured(model: Any) -> tuple[float, int, float, int, dict[str, Any]]:
     return report.kept_tokens, report.kv_bytes, report.prefill_seconds, report.tokens_in, details
 
 
-def _check_kept(cell: Cell, kept_tokens: float, tokens_in: int, new_tokens: int) -> None:
+def check_kept(cell: Cell, kept_tokens: float, tokens_in: int, new_tokens: int) -> None:
     """A cell that dropped nothing, or too little, would show full-cache quality under a method's name."""
     if cell.keep_ratio < 1 and kept_tokens >= tokens_in:
         kept = f"{kept_tokens:g} of {tokens_in} tokens"

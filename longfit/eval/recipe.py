@@ -35,7 +35,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a sweep runs. ``cells`` is a list of groups: methods, keep_ratios and awareness, all combined."""
+    """What a sweep runs. ``cells`` is a list of groups: methods, keep_ratios and awareness, all combined.
+
+    ``shared_prefill`` reads each sample once, in one chunk, and trims that prefill by every cell: what each
+    method would do with a chunk that holds the whole sample, at a fraction of the time.
+
+    A method is a name, or a mapping of one name to its options: ``{snapkv: {kernel_size: 7}}``.
+    """
 
     name: str
     model: str
@@ -50,7 +56,7 @@ class Recipe:
     answer_prefix: bool = True
     max_new_tokens: int = needle.MAX_NEW_TOKENS
     block_samples: int = 5
-    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shared_prefill: bool = False
 
     @classmethod
     def read(cls, source: "str | Path | dict[str, Any] | Recipe") -> "Recipe":
@@ -76,22 +82,34 @@ class Recipe:
         for group in self.cells:
             if unknown := sorted(set(group) - {"methods", "keep_ratios", "awareness"}):
                 raise InputError(f"unknown key {', '.join(unknown)} in a group of cells")
-            for method in group["methods"]:
+            for method, options in map(_method, group["methods"]):
                 plain = method in ("full", "no_context")
-                aware = ["agnostic"] if method in BASELINES else group.get("awareness") or _awareness(method)
+                aware = (
+                    ["agnostic"]
+                    if method in BASELINES
+                    else group.get("awareness") or _awareness(method, options)
+                )
                 for ratio in [1.0] if plain else group["keep_ratios"]:
                     if not 0 < ratio <= 1:
                         raise InputError(f"keep_ratio {ratio} of {method} is not in (0, 1]")
                     for mode in aware:
                         if mode not in ("agnostic", "aware"):
                             raise InputError(f"awareness {mode!r} of {method}: use agnostic or aware")
-                        cell = Cell(method, float(ratio), mode, self.options.get(method, {}))
+                        cell = Cell(method, float(ratio), mode, options)
                         found.setdefault(cell.cell_id, cell)
         return sorted(found.values(), key=lambda cell: cell.method not in BASELINES)
 
 
-def _awareness(method: str) -> list[str]:
+def _method(entry: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    if isinstance(entry, str):
+        return entry, {}
+    if len(entry) != 1:
+        raise InputError(f"a method with options is a mapping of one name, not {entry}")
+    return next(iter(entry.items()))
+
+
+def _awareness(method: str, options: dict[str, Any]) -> list[str]:
     """Both ways for a method that looks at the question where it is known, else without it."""
     from longfit.compressors import get
 
-    return ["agnostic", "aware"] if get(method).query_aware else ["agnostic"]
+    return ["agnostic", "aware"] if get(method, **options).query_aware else ["agnostic"]

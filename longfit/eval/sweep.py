@@ -26,7 +26,8 @@ from longfit.eval import needle
 from longfit.eval.answering import answer, wrapped
 from longfit.eval.needle import NeedleSample
 from longfit.eval.recipe import Cell, Recipe
-from longfit.eval.tables import read_records, summarise, write_atomically
+from longfit.eval.shared_answering import answers
+from longfit.eval.tables import BASELINES, read_records, summarise, write_atomically
 
 
 class SweepError(LongfitError, RuntimeError):
@@ -122,6 +123,10 @@ def _run_cells(
     done = {(record["cell"], record["sample"]) for record in read_records(output)}
     left = sum((cell.cell_id, sample.sample_id) not in done for cell in cells for sample in samples)
     finished, started, failed = 0, time.monotonic(), dict[str, str]()
+    if recipe.shared_prefill:
+        _run_shared(recipe, cells, samples, done, model, tokenizer, log)
+        _write_metrics(output, recipe, cells, failed)
+        return failed
     for first in range(0, recipe.n, recipe.block_samples):
         block = [sample for sample in samples if first <= sample.index < first + recipe.block_samples]
         for cell in cells:
@@ -152,6 +157,34 @@ def _run_cells(
             )
             _write_metrics(output, recipe, cells, failed)
     return failed
+
+
+def _run_shared(
+    recipe: Recipe,
+    cells: list[Cell],
+    samples: list[NeedleSample],
+    done: set[tuple[str, str]],
+    model: Any,
+    tokenizer: Any,
+    log: IO[str],
+) -> None:
+    """Sample by sample through every missing cell, from shared prefills."""
+    started = time.monotonic()
+    for number, sample in enumerate(samples):
+        todo = [cell for cell in cells if (cell.cell_id, sample.sample_id) not in done]
+        for cell in todo:
+            if cell.method in BASELINES:
+                _append(log, answer(model, tokenizer, sample, cell, recipe.max_new_tokens))
+        compressing = [cell for cell in todo if cell.method not in BASELINES]
+        for record in answers(model, tokenizer, sample, compressing, recipe.max_new_tokens):
+            _append(log, record)
+        pace = (time.monotonic() - started) / (number + 1)
+        left = len(samples) - number - 1
+        print(
+            f"{sample.sample_id}: {pace:.0f} s a sample, {left} left, {pace * left / 3600:.1f} h",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _write_metrics(output: Path, recipe: Recipe, cells: list[Cell], failed: dict[str, str]) -> dict[str, Any]:
@@ -250,7 +283,7 @@ def _check_same_run(output: Path, config: dict[str, Any]) -> None:
     if not file.is_file():
         return
     old = yaml.safe_load(file.read_text(encoding="utf-8"))
-    free = {"cells", "name", "threads", "block_samples", "options"}  # a cell's options are in its id
+    free = {"cells", "name", "threads", "block_samples"}
     if changed := sorted(key for key in config if key not in free and old.get(key) != config[key]):
         raise InputError(
             f"{str(output)!r} holds a run with another {', '.join(changed)}; give another folder"

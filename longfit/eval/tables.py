@@ -118,7 +118,7 @@ def markdown(config: dict[str, Any], cells: dict[str, dict[str, Any]]) -> str:
         "",
         f"{config['model']}, {config['dtype']}, {config['length']:,} tokens, {finished} of {config['n']} "
         f"samples a cell, seed {config['seed']}, greedy, haystack {config['haystack']['source']}. Percent "
-        "right with the 95 % Wilson interval; differences are paired, with a bootstrap interval.",
+        "right with the 95 % Wilson interval; differences are paired, with Newcombe's interval.",
     ]
     for task in config["tasks"]:
         lines += ["", f"## {task}", "", _ends(cells, task), ""]

@@ -1,6 +1,6 @@
 """bfloat16 against float32 on this CPU: which dtype should a model be loaded in?
 
-    python recipes/bench/dtype.py [--model smollm2-135m] [--tokens 2048] [--threads 1,2] [--repeats 5] [-o out.json]
+    python recipes/bench/dtype.py [--model smollm2-135m] [--tokens 2048] [--threads 1,2] [--repeats 5]
 
 Both dtypes are loaded in one process and take turns, so that a busy machine slows them alike; the figure of
 each is the fastest of the repeats, and what counts is their ratio. Three things are timed: prefill of

@@ -73,16 +73,16 @@ class KVzip(KVCompressor):
         sinks = min(self.sink_tokens, view.size - C)
         keys = torch.cat([view.keys[:, :, :sinks], view.keys[:, :, -C:], probes], 2)
         columns = torch.arange(Q, device=keys.device)
-        highest = torch.zeros(B, G, C, device=keys.device)
+        highest = torch.full((B, G, C), float("-inf"), device=keys.device)
         for start in range(0, Q, QUERY_BLOCK):
             block = queries[:, :, start : start + QUERY_BLOCK]
             n = block.shape[2]
             logits = (block.reshape(B, G, H // G * n, D) @ keys.mT).float().view(B, G, H // G, n, -1) * view.scaling
             later = columns[None] > (start + torch.arange(n, device=keys.device))[:, None]
             logits[..., sinks + C :].masked_fill_(later, float("-inf"))
-            attention = logits.softmax(-1)[..., sinks : sinks + C]
-            highest = torch.maximum(highest, attention.amax((2, 3)))
-        return highest
+            log_attention = logits[..., sinks : sinks + C] - logits.logsumexp(-1, keepdim=True)
+            highest = torch.maximum(highest, log_attention.amax((2, 3)))
+        return highest.exp_()
 
     def select(self, views: list[View], scores: list[Tensor], n_keep: int) -> list[Tensor]:
         return self.select_together(scores, n_keep * len(scores))
