@@ -136,6 +136,7 @@ class _Costs:
     entry_state_bytes: int
     layer_state_bytes: int
     score_workspace: ScoreWorkspace
+    packed: bool
 
     @property
     def sliding_bytes(self) -> int:
@@ -164,6 +165,7 @@ class _Costs:
             entry_state_bytes=self.entry_state_bytes,
             score_workspace_bytes=score if isinstance(score, int) else score(chunk, kept),
             trims=kept < self.seen_tokens,
+            packed=self.packed,
         )
 
     def peak(self, kept: int, chunk: int) -> int:
@@ -199,6 +201,7 @@ def plan(
     score_workspace: ScoreWorkspace = 0,
     min_tokens: int = 1,
     new_tokens: int = 0,
+    packed: bool = False,
 ) -> Plan:
     """How an input is held within a budget: entries kept per layer, chunk size, peak.
 
@@ -220,6 +223,7 @@ def plan(
             kept tokens) that must not fall when either grows.
         min_tokens: the fewest entries the method can work with (sinks and window).
         new_tokens: tokens to be generated, which count as input that may be kept.
+        packed: positions are packed, which takes room to rotate kept keys.
 
     Raises:
         BudgetError: the budget cannot be met; it names the smallest budget in the same unit that would do.
@@ -230,7 +234,8 @@ def plan(
     if min(batch_size, max_chunk_tokens, 1 if chunk_tokens is None else chunk_tokens) < 1:
         raise BudgetError("batch_size, chunk_tokens and max_chunk_tokens are at least 1")
     seen = tokens + new_tokens
-    costs = _Costs(shape, seen, tokens, batch_size, entry_state_bytes, layer_state_bytes, score_workspace)
+    states = entry_state_bytes, layer_state_bytes, score_workspace
+    costs = _Costs(shape, seen, tokens, batch_size, *states, packed)
     chunks = _chunk_choices(tokens, chunk_tokens, max_chunk_tokens)
     # Nothing is dropped from an input that is shorter than sinks and window.
     required = min(min_tokens, seen) if shape.full_layers else seen

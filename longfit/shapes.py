@@ -29,7 +29,7 @@ class ModelShape:
         intermediate_size: width of the feed-forward part per token (experts per token times their width).
         mlp_arrays: arrays [tokens, intermediate_size] alive at once there.
         expert_copies: copies of the hidden states that routing to experts makes per token (0 if dense).
-        parallel_residual: attention and feed-forward read the same input (GPT-NeoX).
+        fused_projection: queries, keys and values are views of one array (Phi-3, GPT-NeoX).
         vocab_size: rows of the embedding.
         dtype_bytes: bytes of one number of activations, keys and values.
         parameters: the model's parameters, tied ones once; None for a family without a formula.
@@ -48,7 +48,7 @@ class ModelShape:
     intermediate_size: int
     mlp_arrays: int
     expert_copies: int
-    parallel_residual: bool
+    fused_projection: bool
     vocab_size: int
     dtype_bytes: int
     parameters: int | None
@@ -113,7 +113,7 @@ class ModelShape:
                 model_type, FUSED_GATED_MLP if experts else GATED_MLP
             ),
             expert_copies=fields.get("num_experts_per_tok", 0) if experts else 0,
-            parallel_residual=bool(fields.get("use_parallel_residual", model_type == "gpt_neox")),
+            fused_projection=model_type in ("phi3", "gpt_neox"),
             vocab_size=_need(fields, "vocab_size", model_type),
             dtype_bytes=dtype_bytes,
             parameters=parameters,

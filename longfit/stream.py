@@ -115,17 +115,12 @@ class Stream:
         if name == "inputs_embeds":
             prompt = self.model.get_input_embeddings()(prompt)
         padding = list(cache.step.padding)
-        rows = [torch.cat([c[:p], q, c[p:]]) for c, q, p in zip(chunk, prompt, padding, strict=True)]
+        rows = [torch.cat([q, c[p:], c[:p]]) for c, q, p in zip(chunk, prompt, padding, strict=True)]
         repeated = torch.stack(rows)
         n = repeated.shape[1]
+        total = cache.step.total_tokens
         positions = cache.begin(
-            n,
-            padding,
-            B,
-            phase="prefill",
-            total_tokens=cache.step.total_tokens,
-            probe_tokens=n,
-            replayed_tokens=C,
+            n, None, B, phase="prefill", total_tokens=total, probe_tokens=n, replayed_tokens=C, trailing=padding
         )
         call = {**arguments, name: repeated, "position_ids": positions.to(chunk.device)}
         self.decoder(**self._with_cache(call, repeated))

@@ -20,6 +20,7 @@ def working_set_terms(
     entry_state_bytes: int = 0,
     score_workspace_bytes: int = 0,
     trims: bool = True,
+    packed: bool = False,
 ) -> dict[str, int]:
     """Named bytes of the largest moment of one chunk; their sum is the working set.
 
@@ -31,16 +32,18 @@ def working_set_terms(
         entry_state_bytes: bytes a method keeps per key/value head and entry beside key, value, position.
         score_workspace_bytes: what scoring one layer allocates at once (all rows).
         trims: False when everything is kept, so that a layer is only ever filled in place.
+        packed: positions are packed, so that kept keys are rotated to where they stand for every chunk.
     """
     phases = [
-        attention_terms(shape, chunk_tokens, batch_size),
+        attention_terms(shape, chunk_tokens, kept_tokens, batch_size, packed),
         feed_forward_terms(shape, chunk_tokens, batch_size),
         logits_terms(shape, chunk_tokens, batch_size),
     ]
     if trims and shape.full_layers:
-        phases.append(
-            trim_terms(shape, chunk_tokens, kept_tokens, batch_size, entry_state_bytes, score_workspace_bytes)
+        terms = trim_terms(
+            shape, chunk_tokens, kept_tokens, batch_size, entry_state_bytes, score_workspace_bytes, packed
         )
+        phases.append(terms)
     largest = max(phases, key=lambda terms: sum(terms.values()))
     return {**resident_terms(shape, chunk_tokens, batch_size), **largest}
 
@@ -53,27 +56,41 @@ def resident_terms(shape: ModelShape, chunk_tokens: int, batch_size: int) -> dic
     """
     tokens = batch_size * chunk_tokens
     hidden = tokens * shape.hidden_size * shape.dtype_bytes
+    hybrid = shape.full_layers > 0 and shape.sliding_layers > 0
+    mask = tokens * (shape.sliding_window + chunk_tokens) if shape.sliding_layers else 0
     return {
         "token ids and positions": 3 * tokens * INT64,
-        "rotary tables": 2 * tokens * shape.key_dim * shape.dtype_bytes,
+        "rotary tables": (1 + hybrid) * 2 * tokens * shape.key_dim * shape.dtype_bytes,
+        **({"mask of sliding layers": mask} if mask else {}),
         "embedded chunk": hidden,
         "layer input": hidden,
         "output of the chunk before": hidden,
     }
 
 
-def attention_terms(shape: ModelShape, chunk_tokens: int, batch_size: int) -> dict[str, int]:
-    """RoPE's temporaries, or the merge of attention to the kept entries with that to the chunk."""
+def attention_terms(
+    shape: ModelShape, chunk_tokens: int, kept_tokens: int, batch_size: int, packed: bool
+) -> dict[str, int]:
+    """RoPE's temporaries, or the merge of attention to the kept entries with that to the chunk.
+
+    With packed positions the kept keys of the layer are rotated first, in fp32.
+    """
     tokens = batch_size * chunk_tokens
     queries, chunk, output = _attention_arrays(shape, tokens)
+    kept = batch_size * kept_tokens * shape.kv_heads if shape.full_layers else 0
+    keys = kept * shape.key_dim if packed else 0
     log_sum_exp = tokens * shape.query_heads * FP32
-    rotation = 3 * queries  # q cos, rotated half, rotated half sin
-    merge = queries + 3 * output + 5 * log_sum_exp  # packed queries, two outputs and their merge
-    return {
-        "normed chunk": tokens * shape.hidden_size * shape.dtype_bytes,
-        "queries, keys, values": queries + chunk,
-        "rotation, or merge of two attentions": max(rotation, merge),
+    parts = {
+        "rotation of the chunk": 3 * queries,  # q cos, rotated half, rotated half sin
+        "merge of two attentions": queries + 3 * output + 5 * log_sum_exp + keys * shape.dtype_bytes,
+        # cos, sin, one side's result, the other's two products and half turn; and half-precision keys in fp32.
+        "rotation of kept keys": (6 if shape.dtype_bytes == FP32 else 7) * keys * FP32,
     }
+    if shape.dtype_bytes < FP32:  # the CPU kernel of half precision lays keys and values out anew
+        reordered = kept * (shape.key_dim + shape.value_dim) * shape.dtype_bytes
+        parts["attention to kept, and its copies"] = queries + 2 * output + keys * shape.dtype_bytes + reordered
+    name, largest = max(parts.items(), key=lambda part: part[1])
+    return {**_held_by_attention(shape, tokens), name: largest}
 
 
 def trim_terms(
@@ -83,19 +100,22 @@ def trim_terms(
     batch_size: int,
     entry_state_bytes: int,
     score_workspace_bytes: int,
+    packed: bool,
 ) -> dict[str, int]:
     """One layer while it is trimmed: its candidates, and then the scoring or the new buffer, beside the old one."""
     tokens = batch_size * chunk_tokens
-    queries, chunk, output = _attention_arrays(shape, tokens)
+    output = _attention_arrays(shape, tokens)[2]
     entry = entry_bytes(shape, entry_state_bytes)
     indices = 2 * batch_size * shape.kv_heads * kept_tokens * INT64
     new_buffer = batch_size * kept_tokens * entry + indices
     scoring = score_workspace_bytes > new_buffer
+    # With packed positions: kept keys and the chunk's keys as rotated, and both joined for the method to see.
+    keys = 2 * (batch_size * kept_tokens + tokens) * shape.kv_heads * shape.key_dim * shape.dtype_bytes
     return {
-        "normed chunk": tokens * shape.hidden_size * shape.dtype_bytes,
-        "queries, keys, values": queries + chunk,
+        **_held_by_attention(shape, tokens),
         "attention output": output + tokens * shape.query_heads * FP32,
         "candidates of one layer": (batch_size * kept_tokens + tokens) * entry,
+        **({"rotated keys": keys} if packed else {}),
         "scoring" if scoring else "new buffer of one layer": max(score_workspace_bytes, new_buffer),
     }
 
@@ -124,6 +144,16 @@ def entry_bytes(shape: ModelShape, entry_state_bytes: int = 0) -> int:
     """Bytes of one kept token in one compressible layer, all its heads: keys, values, int32 positions, state."""
     numbers = (shape.key_dim + shape.value_dim) * shape.dtype_bytes
     return shape.kv_heads * (numbers + 4 + entry_state_bytes)
+
+
+def _held_by_attention(shape: ModelShape, tokens: int) -> dict[str, int]:
+    """The input of the attention, and queries, keys and values (with what a fused projection keeps alive)."""
+    queries, chunk, _ = _attention_arrays(shape, tokens)
+    keys = tokens * shape.kv_heads * shape.key_dim * shape.dtype_bytes
+    return {
+        "normed chunk": tokens * shape.hidden_size * shape.dtype_bytes,
+        "queries, keys, values": queries + chunk + (queries + keys if shape.fused_projection else 0),
+    }
 
 
 def _attention_arrays(shape: ModelShape, tokens: int) -> tuple[int, int, int]:

@@ -60,6 +60,9 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, attention: str =
     torch.manual_seed(11)
     config = CONFIG_MAPPING[model_type](**{**COMMON, **own, **changes})
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    for name, weight in model.named_parameters():
+        if "_norm" in name:  # unit weights would give every normalised key the same length, and knorm nothing but ties
+            weight.data += torch.randn_like(weight) * 0.5
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model.to(dtype).eval()

@@ -96,13 +96,13 @@ def attend_bounded(
     query [B, H, Q, D], key [B, G, Q, D], value [B, G, Q, Dv]; returns [B, H, Q, Dv].
     """
     group, step = query.shape[1] // key.shape[1], layer.step
-    whole = len(layer.parts) == 1 and not any(step.padding)
+    whole = len(layer.parts) == 1 and not any(step.padding) and not any(step.trailing)
     out = None if whole else query.new_zeros(*query.shape[:3], value.shape[-1])
     looks = []
     for part in layer.parts:
-        padding = step.padding[part.rows.start]
-        q = query[part.rows, part.query_heads(group), padding:]
-        k, v = key[part.rows, part.heads, padding:], value[part.rows, part.heads, padding:]
+        span = step.span(part.rows.start, query.shape[2])
+        q = query[part.rows, part.query_heads(group), span]
+        k, v = key[part.rows, part.heads, span], value[part.rows, part.heads, span]
         stored = layer.stored_keys(part, q.shape[2])
         if q.shape[2] == 0:
             attended, lse = q.new_zeros(*q.shape[:3], v.shape[-1]), q.new_zeros(q.shape[:3]).float()
@@ -113,7 +113,7 @@ def attend_bounded(
         if out is None:
             out = attended
         else:
-            out[part.rows, part.query_heads(group), padding:] = attended
+            out[part.rows, part.query_heads(group), span] = attended
     layer.finish(looks, scaling)
     assert out is not None
     return out

@@ -102,8 +102,6 @@ class FitCache(Cache):
             self.ledger.base = [0] * batch
             self.rows = batch
         in_step = [min(max(p - self.seen, 0), columns) for p in self.ledger.padding]
-        if step.get("replayed_tokens"):
-            in_step = list(padding or in_step)
         self.step.__dict__.update(Step(padding=in_step, **step).__dict__)
         if self.ledger.packed:
             self._renumber(columns)

@@ -176,16 +176,18 @@ class BoundedLayer(CacheLayerMixin):
         self.seen += Q - step.probe_tokens
         by_part = {id(part): look for part, look in zip(self.parts, looks, strict=True)}
         for row in self._by_row():
-            padding = step.padding[row[0].rows.start]
-            if Q - padding - (0 if step.replayed_tokens else step.probe_tokens) <= 0:
+            span = step.span(row[0].rows.start, Q)
+            real = max(0, Q - step.probe_tokens - span.start)
+            if real == 0 and (not step.replayed_tokens or row[0].store is None):
                 continue
             limit = self._row_limit(row, self.seen)
             taken = [
                 self._take_in(
                     part,
-                    keys[part.rows, part.heads, padding:],
-                    values[part.rows, part.heads, padding:],
+                    keys[part.rows, part.heads, span],
+                    values[part.rows, part.heads, span],
                     by_part[id(part)],
+                    real,
                     limit // len(row),
                 )
                 for part in row
@@ -202,10 +204,14 @@ class BoundedLayer(CacheLayerMixin):
                     f"layer {self.index} holds {sum(p.kept for p in row)} entries, its limit is {limit}"
                 )
 
-    def _take_in(self, part: Part, keys: Tensor, values: Tensor, look: "Look", limit: int) -> tuple[Store, View]:
-        """Join the chunk to the part's store, in place while it fits, else in a candidate store of its own."""
+    def _take_in(
+        self, part: Part, keys: Tensor, values: Tensor, look: "Look", real: int, limit: int
+    ) -> tuple[Store, View]:
+        """Join the chunk to the part's store, in place while it fits, else in a candidate store of its own.
+
+        The first `real` of the new tokens are stored, the others are probes.
+        """
         step = self.step
-        real = keys.shape[2] - step.probe_tokens
         first = self.seen - part.padding - real
         positions = torch.arange(first, first + keys.shape[2], dtype=torch.int32, device=keys.device)
         places = positions[:real].expand(*keys.shape[:2], real)
@@ -228,7 +234,7 @@ class BoundedLayer(CacheLayerMixin):
             view.keys = torch.cat([*stored, keys[:, :, :real]], 2)
         view.probe_keys = keys[:, :, real:] if step.probe_tokens else None
         view.all_queries, view.all_query_positions, view.log_sum_exp = look.queries, positions, look.log_sum_exp
-        view.replayed = step.replayed_tokens
+        view.replayed = max(0, step.replayed_tokens - (step.trailing[part.rows.start] if step.trailing else 0))
         self._set_window(part, view, positions)
         if self.method.observes:
             started = time.perf_counter()

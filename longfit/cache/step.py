@@ -11,6 +11,8 @@ class Step:
         phase: "prefill" or "decode".
         total_tokens: columns that this prefill will have seen when it ends.
         padding: for each row, the columns of this forward that are left padding.
+        trailing: for each row, columns at the end of this forward that are padding (replays of a padded chunk: so that
+            the row's probes stand right behind its tokens); empty if there are none.
         probe_tokens: tokens at the end of this forward that attend and score but are never stored: the question
             behind a chunk, or a replay of the chunk.
         question_tokens: tokens at the end of this forward whose queries score, stored or not; 0 if unknown.
@@ -21,7 +23,12 @@ class Step:
     phase: str = "prefill"
     total_tokens: int = 0
     padding: list[int] = field(default_factory=list)
+    trailing: list[int] = field(default_factory=list)
     probe_tokens: int = 0
     question_tokens: int = 0
     hold: bool = False
     replayed_tokens: int = 0
+
+    def span(self, row: int, columns: int) -> slice:
+        """The columns of this forward that are tokens of `row`."""
+        return slice(self.padding[row], columns - (self.trailing[row] if self.trailing else 0))
