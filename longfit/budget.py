@@ -1,10 +1,10 @@
 """plan(): what an input costs under a memory budget, before any work. Arithmetic only, no tensors."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
+from longfit.costs import Costs, ScoreWorkspace
 from longfit.errors import BudgetError
 from longfit.shapes import ModelShape
 from longfit.units import (
@@ -36,12 +36,9 @@ __all__ = [
 
 MIN_CHUNK_TOKENS = 64
 MAX_CHUNK_TOKENS = 2048
-# The planner never shrinks a chunk below the floor to store more, and never lets it take more than this
-# share of a budget in bytes unless the floor itself does.
-STORED_SHARE = 2
+# A chunk larger than the floor is only taken where what is stored still gets half of a budget in bytes.
+STORED_PART = 2
 RATIO_STEP = Decimal("0.01")  # per cent; the grain of "the smallest share that would do"
-
-ScoreWorkspace = int | Callable[[int, int], int]
 
 
 @dataclass(frozen=True)
@@ -125,69 +122,6 @@ class Plan:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-@dataclass(frozen=True)
-class _Costs:
-    """Bytes of every part as functions of the kept entries N and the chunk C."""
-
-    shape: ModelShape
-    seen_tokens: int
-    tokens: int
-    batch_size: int
-    entry_state_bytes: int
-    layer_state_bytes: int
-    score_workspace: ScoreWorkspace
-    packed: bool
-
-    @property
-    def sliding_bytes(self) -> int:
-        shape, entries = self.shape, min(self.seen_tokens, self.shape.sliding_window)
-        numbers = shape.kv_heads * (shape.key_dim + shape.value_dim) * shape.dtype_bytes
-        return self.batch_size * shape.sliding_layers * entries * numbers
-
-    @property
-    def full_bytes(self) -> int:
-        shape = self.shape
-        numbers = shape.kv_heads * (shape.key_dim + shape.value_dim) * shape.dtype_bytes
-        return self.batch_size * shape.full_layers * self.seen_tokens * numbers + self.sliding_bytes
-
-    def stored(self, kept: int) -> int:
-        per_layer = kept * entry_bytes(self.shape, self.entry_state_bytes) + self.layer_state_bytes
-        return self.batch_size * self.shape.full_layers * per_layer + self.sliding_bytes
-
-    def terms(self, kept: int, chunk: int) -> dict[str, int]:
-        chunk = min(chunk, self.tokens)
-        score = self.score_workspace
-        return working_set_terms(
-            self.shape,
-            chunk_tokens=chunk,
-            kept_tokens=kept,
-            batch_size=self.batch_size,
-            entry_state_bytes=self.entry_state_bytes,
-            score_workspace_bytes=score if isinstance(score, int) else score(chunk, kept),
-            trims=kept < self.seen_tokens,
-            packed=self.packed,
-        )
-
-    def peak(self, kept: int, chunk: int) -> int:
-        return self.stored(kept) + sum(self.terms(kept, chunk).values())
-
-    def most_kept(self, limit: int, chunk: int) -> int:
-        """The largest N <= seen tokens whose peak is within ``limit``; -1 if even none fits.
-
-        Keeping everything needs no room for trimming, so it is asked apart: the peak rises with N below it.
-        """
-        if self.peak(self.seen_tokens, chunk) <= limit:
-            return self.seen_tokens
-        low, high = -1, self.seen_tokens - 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.peak(middle, chunk) <= limit:
-                low = middle
-            else:
-                high = middle - 1
-        return low
-
-
 def plan(
     shape: ModelShape,
     *,
@@ -235,7 +169,7 @@ def plan(
         raise BudgetError("batch_size, chunk_tokens and max_chunk_tokens are at least 1")
     seen = tokens + new_tokens
     states = entry_state_bytes, layer_state_bytes, score_workspace
-    costs = _Costs(shape, seen, tokens, batch_size, *states, packed)
+    costs = Costs(shape, seen, tokens, batch_size, *states, packed)
     chunks = _chunk_choices(tokens, chunk_tokens, max_chunk_tokens)
     # Nothing is dropped from an input that is shorter than sinks and window.
     required = min(min_tokens, seen) if shape.full_layers else seen
@@ -275,7 +209,7 @@ def _chunk_choices(tokens: int, chunk_tokens: int | None, max_chunk_tokens: int)
     return choices
 
 
-def _fit_bytes(costs: _Costs, budget: MemoryBudget, chunks: list[int], required: int) -> tuple[int, int, int]:
+def _fit_bytes(costs: Costs, budget: MemoryBudget, chunks: list[int], required: int) -> tuple[int, int, int]:
     """(limit, kept entries, chunk) for a budget in bytes, or the refusal with the smallest that would do."""
     weights = costs.shape.weights_bytes if budget.total_bytes is not None else 0
     given = budget.total_bytes if budget.budget_bytes is None else budget.budget_bytes
@@ -286,7 +220,7 @@ def _fit_bytes(costs: _Costs, budget: MemoryBudget, chunks: list[int], required:
         kept = costs.most_kept(limit, chunk)
         if kept < required:
             break
-        if best is None or kept == costs.seen_tokens or STORED_SHARE * costs.stored(kept) >= limit:
+        if best is None or kept == costs.seen_tokens or STORED_PART * costs.stored(kept) >= limit:
             best = kept, chunk
     if best is not None:
         return limit, *best
@@ -300,8 +234,9 @@ def _fit_bytes(costs: _Costs, budget: MemoryBudget, chunks: list[int], required:
         problem = f"the sliding-window layers alone take {format_bytes(costs.sliding_bytes)}"
     else:
         problem = f"fewer than the {required:,} tokens a layer has to keep would fit"
-    would_do = MemoryBudget(total_bytes=smallest + weights) if weights else MemoryBudget(budget_bytes=smallest)
-    raise _refusal(budget, problem, would_do, format_bytes(smallest + weights))
+    field = "budget_bytes" if budget.total_bytes is None else "total_bytes"
+    smallest += weights
+    raise _refusal(budget, problem, MemoryBudget(**{field: smallest}), format_bytes(smallest))
 
 
 def _fit_entries(budget: MemoryBudget, tokens: int, seen: int, required: int) -> int:
@@ -320,7 +255,7 @@ def _fit_entries(budget: MemoryBudget, tokens: int, seen: int, required: int) ->
         exact = Decimal(100 * required) / tokens if required > 1 else RATIO_STEP
         steps = (exact / RATIO_STEP).to_integral_value(ROUND_CEILING)
         percent = min(Decimal(100), steps * RATIO_STEP)
-        problem = f"that keeps {kept:,} of {tokens:,} tokens and a layer has to keep {required:,} (sinks and window)"
+        problem = f"that keeps {kept:,} of {tokens:,} tokens, a layer has to keep {required:,} (sinks and window)"
         raise _refusal(budget, problem, MemoryBudget(keep_ratio=float(percent / 100)))
     return kept
 

@@ -58,15 +58,16 @@ class FitContext:
         shape, method = self.shape, self.method
         return plan(
             shape,
-            tokens=tokens,
+            tokens=tokens if shape.full_layers else min(tokens, shape.sliding_window),
             budget=self.budget,
             batch_size=batch_size,
             chunk_tokens=self.chunk_tokens,
             max_chunk_tokens=DEFAULT_CHUNK_TOKENS,
             entry_state_bytes=method.entry_state_bytes + (ANGLE_BYTES if packed else 0),
             layer_state_bytes=method.layer_state_bytes(shape.query_heads, shape.key_dim, shape.dtype_bytes),
-            score_workspace=lambda chunk, kept: batch_size
-            * method.score_workspace(shape.query_heads, shape.kv_heads, shape.key_dim, chunk, kept),
+            score_workspace=lambda chunk, kept: (
+                batch_size * method.score_workspace(shape.query_heads, shape.kv_heads, shape.key_dim, chunk, kept)
+            ),
             min_tokens=method.min_tokens,
         )
 
@@ -82,14 +83,19 @@ class FitContext:
         switch = switching_window(self.config)
         if switch is not None and not packed and tokens + new_tokens > switch:
             raise UnsupportedModelError(
-                f"the RoPE of {self.config.model_type} changes for inputs longer than {switch:,} tokens, which a stream "
-                'cannot follow; use wrap(..., geometry="packed")'
+                f"the RoPE of {self.config.model_type} changes for inputs longer than {switch:,} tokens, which a "
+                'stream cannot follow; use wrap(..., geometry="packed")'
             )
         ratio = self.budget.keep_ratio
         made = self.plan(batch_size, tokens if ratio is not None else ANY_LENGTH, packed)
         kept = made.kept_tokens
         chunk = made.chunk_tokens
         if packed and self.shape.full_layers:
+            if self.budget.kept_tokens is None and ratio is None and kept > window - chunk:
+                logger.warning(
+                    "the budget would hold %s tokens a layer, the model's window only %s", kept, window - chunk
+                )
+                kept = window - chunk
             held = min(kept, tokens + new_tokens)
             chunk = min(chunk, window - held)
             if chunk < min(MIN_CHUNK_TOKENS, made.chunk_tokens, tokens):

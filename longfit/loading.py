@@ -78,15 +78,11 @@ def load(
     kind, place = resolve_name(name)
     target = None if device_map is not None else pick_device(device)
     if device_map is not None and device not in (None, "auto"):
-        raise LoadError(
-            "give device= or device_map=, not both: a device map already says where each part goes"
-        )
+        raise LoadError("give device= or device_map=, not both: a device map already says where each part goes")
     if kind == "packaged" and revision is not None:
         raise LoadError(f"{name!r} is pinned by checksum and has no revisions; leave revision= out")
     if rope_parameters is not None and kind != "gguf":
-        raise LoadError(
-            "rope_parameters= is for GGUF files, which lose them; other models carry them in config.json"
-        )
+        raise LoadError("rope_parameters= is for GGUF files, which lose them; other models carry them in config.json")
     where = target or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = resolve_dtype(dtype, where)
     options: dict[str, Any] = {}
@@ -142,16 +138,12 @@ def resolve_name(name: str | os.PathLike[str]) -> tuple[str, str]:
         raise LoadError(f"{path} is a file but not a .gguf one; give the folder it is in, or a GGUF file")
     looks_like_path = isinstance(name, os.PathLike) or text.startswith((".", "/", "~")) or "\\" in text
     if looks_like_path or path.suffix.lower() == ".gguf":
-        raise LoadError(
-            f"there is no file or folder {path}. Packaged models: {known}; anything else is a hub id."
-        )
+        raise LoadError(f"there is no file or folder {path}. Packaged models: {known}; anything else is a hub id.")
     near = difflib.get_close_matches(text.lower(), PACKAGED_MODELS, n=1, cutoff=0.5)
     if near and "/" not in text:
         raise LoadError(f"no model is called {text!r}. Did you mean {near[0]!r}? Packaged models: {known}.")
     if not HUB_ID.fullmatch(text):
-        raise LoadError(
-            f"{text!r} is not a packaged model ({known}), nothing on disk, and not a hub id (owner/model)"
-        )
+        raise LoadError(f"{text!r} is not a packaged model ({known}), nothing on disk, and not a hub id (owner/model)")
     return "hub", text
 
 
@@ -208,14 +200,11 @@ def quantization_config(quantization: str, compute_dtype: torch.dtype) -> BitsAn
         raise LoadError(f"unknown quantization {quantization!r}; use '4bit' or '8bit'")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise LoadError(
-            f"quantization={quantization!r} needs bitsandbytes, which is not installed: "
-            "pip install 'longfit[bnb]'"
+            f"quantization={quantization!r} needs bitsandbytes, which is not installed: pip install 'longfit[bnb]'"
         )
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype
-    )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
 
 
 def ready_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -289,9 +278,7 @@ def _explain(place: str, error: Exception) -> str:
         return f"{place} has no such revision: {reason}"
     if "RepositoryNotFoundError" in chain:
         return f"the hub has no model {place!r} (or it is private). Packaged models: {known}."
-    if any(
-        word in kind for kind in chain for word in ("Connect", "Timeout", "Offline", "LocalEntryNotFound")
-    ):
+    if any(word in kind for kind in chain for word in ("Connect", "Timeout", "Offline", "LocalEntryNotFound")):
         return (
             f"{place!r} is nothing on disk and no packaged model ({known}), so the hub was asked for it, "
             "which cannot be reached. Check the network, or give a local folder or GGUF file."

@@ -40,7 +40,8 @@ class Memory:
         """
         if fingerprint != self.fingerprint:
             raise FingerprintError(
-                f"this memory was made by {self.fingerprint}, the model here is {fingerprint}; compress the document again"
+                f"this memory was made by {self.fingerprint}, the model here is {fingerprint}; "
+                "compress the document again"
             )
         return self.cache.fork()
 

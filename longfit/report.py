@@ -55,9 +55,9 @@ class FitReport:
 
     def __str__(self) -> str:
         peak = "" if self.peak_bytes is None else f", peak +{format_bytes(self.peak_bytes)}"
+        share = f"{self.kept_tokens:,.0f} of {self.tokens_in:,} tokens ({100 * self.keep_ratio:.1f} %)"
         return (
-            f"{self.method}: kept {self.kept_tokens:,.0f} of {self.tokens_in:,} tokens ({100 * self.keep_ratio:.1f} %) in "
-            f"{format_bytes(self.kv_bytes)} (full: {format_bytes(self.full_kv_bytes)}){peak}; "
-            f"{self.chunks} chunks of up to {self.chunk_tokens:,}; "
+            f"{self.method}: kept {share} in {format_bytes(self.kv_bytes)} (full: {format_bytes(self.full_kv_bytes)})"
+            f"{peak}; {self.chunks} chunks of up to {self.chunk_tokens:,}; "
             f"prefill {self.prefill_seconds:.1f} s, decode {self.decode_seconds:.1f} s for {self.new_tokens} tokens"
         )

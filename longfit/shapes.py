@@ -219,7 +219,8 @@ def _need(fields: Mapping[str, Any], name: str, model_type: str) -> int:
 def _config_dtype_bytes(fields: Mapping[str, Any]) -> int:
     name = str(fields.get("dtype") or fields.get("torch_dtype") or "float32").removeprefix("torch.")
     if name not in DTYPE_BYTES:
-        raise UnsupportedModelError(f"unknown dtype {name!r}: give dtype_bytes; known: {', '.join(DTYPE_BYTES)}")
+        known = ", ".join(DTYPE_BYTES)
+        raise UnsupportedModelError(f"unknown dtype {name!r}: give dtype_bytes; known: {known}")
     return DTYPE_BYTES[name]
 
 
@@ -229,13 +230,12 @@ def _layer_types(fields: Mapping[str, Any], model_type: str) -> list[str]:
     kinds = fields.get("layer_types")
     if kinds is None:
         # Qwen's files name a window that is off unless they say so.
-        windowed = fields.get("sliding_window") and fields.get(
-            "use_sliding_window", not model_type.startswith("qwen")
-        )
+        windowed = fields.get("sliding_window") and fields.get("use_sliding_window", not model_type.startswith("qwen"))
         pattern = fields.get("sliding_window_pattern") or (6 if model_type == "gemma3_text" else 0)
         first = fields.get("max_window_layers", 28) if model_type in ("qwen2", "qwen3") else 0
         kinds = [
-            "sliding_attention" if windowed and i >= first and not (pattern and (i + 1) % pattern == 0)
+            "sliding_attention"
+            if windowed and i >= first and not (pattern and (i + 1) % pattern == 0)
             else "full_attention"
             for i in range(count)
         ]

@@ -23,7 +23,7 @@ class Stream:
         cache: the cache to fill.
     """
 
-    model: nn.Module
+    model: Any
     base_forward: Any
     decoder: nn.Module
     cache: FitCache
@@ -35,16 +35,18 @@ class Stream:
         labels = arguments.pop("labels", None)
         started = time.perf_counter()
         pieces = self._pieces(tokens, arguments, name, want_all=labels is not None or not _is_one(keep))
-        outputs = None
+        outputs: Any = None
         logits: list[Tensor] = []
-        for outputs, given in pieces:
+        for ran, given in pieces:
+            outputs = ran
             if given is not None:
                 logits.append(given)
-        assert outputs is not None
         outputs.logits = torch.cat(logits, 1) if len(logits) > 1 else logits[0]
         if labels is not None:
             outputs.loss = self.model.loss_function(
-                logits=outputs.logits, labels=labels, vocab_size=self.model.config.get_text_config().vocab_size
+                logits=outputs.logits,
+                labels=labels,
+                vocab_size=self.model.config.get_text_config().vocab_size,
             )
         if isinstance(keep, Tensor):
             outputs.logits = outputs.logits[:, keep]
@@ -120,7 +122,14 @@ class Stream:
         n = repeated.shape[1]
         total = cache.step.total_tokens
         positions = cache.begin(
-            n, None, B, phase="prefill", total_tokens=total, probe_tokens=n, replayed_tokens=C, trailing=padding
+            n,
+            None,
+            B,
+            phase="prefill",
+            total_tokens=total,
+            probe_tokens=n,
+            replayed_tokens=C,
+            trailing=padding,
         )
         call = {**arguments, name: repeated, "position_ids": positions.to(chunk.device)}
         self.decoder(**self._with_cache(call, repeated))
@@ -143,8 +152,13 @@ class Stream:
         if mask is None:
             return None
         if mask.ndim != 2:
-            raise UnsupportedFeatureError(f"attention_mask has {mask.ndim} dimensions; longfit takes a mask [B, tokens]")
-        if mask.shape[0] != tokens.shape[0] or mask.shape[1] not in (tokens.shape[1], self.cache.seen + tokens.shape[1]):
+            raise UnsupportedFeatureError(
+                f"attention_mask has {mask.ndim} dimensions; longfit takes a mask [B, tokens]"
+            )
+        if mask.shape[0] != tokens.shape[0] or mask.shape[1] not in (
+            tokens.shape[1],
+            self.cache.seen + tokens.shape[1],
+        ):
             raise InputError(
                 f"attention_mask has shape {tuple(mask.shape)}; expected [{tokens.shape[0]}, "
                 f"{self.cache.seen + tokens.shape[1]}]: one entry for every token so far"

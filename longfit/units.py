@@ -63,7 +63,7 @@ def parse_tokens(text: str | int) -> int:
     else:
         match = _TOKENS.fullmatch(text) if isinstance(text, str) else None
         if match is None:
-            raise InputError(f'cannot read {text!r} as a number of tokens: write 4096, "4096 tokens" or "120k"')
+            raise InputError(f'cannot read {text!r} as a number of tokens: write 4096 or "120k"')
         tokens = _decimal(match[1]) * TOKEN_MULTIPLES[match[2].lower()]
     if tokens != int(tokens) or tokens < 1:
         raise InputError(f"{text!r} is not a whole number of tokens of at least 1")
@@ -141,7 +141,7 @@ class MemoryBudget:
             BudgetError: nothing or both given, or a text that is none of the accepted forms (it lists them).
         """
         if (budget is None) == (total is None):
-            problem = "no memory budget was given" if budget is None else "budget and total exclude each other"
+            problem = "no memory budget was given" if budget is None else "budget and total were both given"
             raise BudgetError(f"{problem}: give {ACCEPTED_FORMS}")
         if isinstance(budget, MemoryBudget):
             return budget

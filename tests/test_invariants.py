@@ -138,9 +138,7 @@ def test_beams_and_several_samples_run_inside_the_budget(method: str) -> None:
     beams = wrapped.generate(ids, max_new_tokens=8, num_beams=3, **GREEDY, **everything(ids))
     assert beams.shape == (2, 53)
     assert wrapped.fit_report.kept_tokens <= 20
-    several = wrapped.generate(
-        ids, max_new_tokens=8, do_sample=True, num_return_sequences=2, **everything(ids)
-    )
+    several = wrapped.generate(ids, max_new_tokens=8, do_sample=True, num_return_sequences=2, **everything(ids))
     assert several.shape == (4, 53)
 
 

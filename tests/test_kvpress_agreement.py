@@ -12,9 +12,7 @@ import longfit
 from longfit.compressors import get
 
 FIXTURES = Path(__file__).parent / "fixtures" / "kvpress"
-CASES = {
-    name: json.loads((FIXTURES / f"{name}.json").read_text())["cases"] for name in ("tiny", "smollm2")
-}
+CASES = {name: json.loads((FIXTURES / f"{name}.json").read_text())["cases"] for name in ("tiny", "smollm2")}
 
 
 def compressor(case: str, settings: dict, arrays):

@@ -193,9 +193,7 @@ def test_smollm2_answers_and_its_weights_are_right():
     assert (model.config.model_type, model.config.num_hidden_layers) == ("llama", 30)
     assert model.dtype == torch.float32 and model.config._attn_implementation == "sdpa"
     prompt = [{"role": "user", "content": "What is the capital of France?"}]
-    inputs = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(answer)
     assert tokenizer.tokenize("x\n\n12") == ["x", "ĊĊ", "1", "2"]

@@ -76,9 +76,7 @@ def test_needles_are_where_the_spans_and_the_depth_say(tokenizer, task):
     for sample in needle.generate(task, tokenizer, length=3000, n=8):
         assert len(sample.needle_tokens) == needle.TASKS[task]
         texts = [tokenizer.decode(sample.context_ids[start:stop]) for start, stop in sample.needle_tokens]
-        assert all(
-            text.startswith("One of the special magic numbers") and text.endswith(".") for text in texts
-        )
+        assert all(text.startswith("One of the special magic numbers") and text.endswith(".") for text in texts)
         assert [sample.answers[0] in text for text in texts] == [True] + [False] * (len(texts) - 1)
         first, last = sample.haystack_tokens
         place = (sample.needle_tokens[0][0] - first) / (last - first)

@@ -25,9 +25,7 @@ def toy(tmp_path, monkeypatch) -> PackagedModel:
         archive.writestr("toy/weights.part0", b"GGUF")
         archive.writestr("toy/weights.part1", b"toy")
         archive.writestr("toy/LICENSE", b"free")
-        archive.writestr(
-            "toy_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy-model\nVersion: 1.0\n"
-        )
+        archive.writestr("toy_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy-model\nVersion: 1.0\n")
         archive.writestr(
             "toy_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
@@ -86,9 +84,7 @@ def test_no_progress_is_silent(toy, capsys):
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, LoadError, OSError, MemoryError])
-def test_an_interrupted_conversion_leaves_nothing_and_the_next_call_works(
-    toy, tmp_path, monkeypatch, interruption
-):
+def test_an_interrupted_conversion_leaves_nothing_and_the_next_call_works(toy, tmp_path, monkeypatch, interruption):
     def interrupted(gguf: Path, result: Path) -> None:
         (result / "model.safetensors").write_bytes(b"half")
         raise interruption("stop")

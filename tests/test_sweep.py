@@ -126,8 +126,7 @@ def test_truncation_keeps_as_much_as_the_methods_and_the_question_whole(tmp_path
         if cell == "truncate-50%":
             assert record["kept_tokens"] == record["context_tokens"] // 2 + record["question_tokens"]
             assert (
-                record["kept_tokens"] - record["question_tokens"]
-                == by_cell["toy-50%-agnostic", sample]["kept_tokens"]
+                record["kept_tokens"] - record["question_tokens"] == by_cell["toy-50%-agnostic", sample]["kept_tokens"]
             )
         if cell == "full":
             assert record["kept_tokens"] == whole and record["kv_bytes"] == 2 * 1 * 1 * 8 * whole * 4
@@ -145,12 +144,8 @@ def test_agnostic_compresses_the_context_alone_and_aware_names_the_question(tmp_
             record = records[cell.cell_id, task]
             question = record["question_tokens"]
             whole = record["context_tokens"] + question
-            assert call == (
-                (question, "memory", None) if cell.awareness == "agnostic" else (whole, None, question)
-            )
-            assert record["tokens_in"] == (
-                record["context_tokens"] if cell.awareness == "agnostic" else whole
-            )
+            assert call == ((question, "memory", None) if cell.awareness == "agnostic" else (whole, None, question))
+            assert record["tokens_in"] == (record["context_tokens"] if cell.awareness == "agnostic" else whole)
 
 
 def test_a_second_start_does_nothing_and_a_cut_line_is_done_again(tmp_path, loaded):

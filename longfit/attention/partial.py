@@ -13,7 +13,12 @@ QUERY_BLOCK = 1024
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, stored: tuple[Tensor, Tensor] | None, scaling: float, backend: str
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    stored: tuple[Tensor, Tensor] | None,
+    scaling: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Attention of a chunk to what is stored and, causally, to itself.
 

@@ -106,9 +106,7 @@ def run_cell(cell: dict[str, Any]) -> dict[str, Any]:
             )
             result = timing | peak
         else:
-            generate(
-                input_ids[:, : measure.WARM_UP_TOKENS], min(cell["new_tokens"], 2), LogitsProcessorList()
-            )
+            generate(input_ids[:, : measure.WARM_UP_TOKENS], min(cell["new_tokens"], 2), LogitsProcessorList())
             result = measure.time_generation(generate, input_ids, cell["new_tokens"])
     result |= found
     result["versions"] = {
@@ -119,9 +117,7 @@ def run_cell(cell: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _replay_then_decode(
-    model: Any, press: Any, ids: Any, cache: Any, new_tokens: int, processors: Any
-) -> None:
+def _replay_then_decode(model: Any, press: Any, ids: Any, cache: Any, new_tokens: int, processors: Any) -> None:
     """KVzip compresses when its context manager ends: `generate` inside it would decode uncompressed."""
     import torch
 

@@ -46,9 +46,7 @@ def time_generation(generate: Generate, input_ids: torch.Tensor, new_tokens: int
     start = time.perf_counter()
     generate(input_ids, new_tokens, LogitsProcessorList([clock]))
     if len(clock.seconds) != new_tokens:
-        raise RuntimeError(
-            f"{len(clock.seconds)} steps were seen for {new_tokens} new tokens: nothing was timed"
-        )
+        raise RuntimeError(f"{len(clock.seconds)} steps were seen for {new_tokens} new tokens: nothing was timed")
     decode = (clock.seconds[-1] - clock.seconds[0]) / (new_tokens - 1) if new_tokens > 1 else None
     return {"prefill_seconds": clock.seconds[0] - start, "decode_seconds_per_token": decode}
 

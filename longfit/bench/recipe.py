@@ -130,20 +130,14 @@ def check_recipe(content: dict[str, Any], source: str) -> Recipe:
     for name, choices in (("measure", MEASURES), ("dtype", DTYPES), ("statistic", STATISTICS)):
         value = getattr(recipe, name)
         require(value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}")
-    require(
-        _positive_integers(recipe.lengths), "lengths must be a list of whole numbers of tokens, e.g. [4096]"
-    )
+    require(_positive_integers(recipe.lengths), "lengths must be a list of whole numbers of tokens, e.g. [4096]")
     for name in ("threads", "new_tokens", "prefill_chunk_size", "timeout_seconds"):
         require(_positive_integers([getattr(recipe, name)]), f"{name} must be a whole number of at least 1")
     repeats = recipe.repeats
     counts = list(repeats.values()) if isinstance(repeats, dict) else [repeats]
-    require(
-        _positive_integers(counts), "repeats must be a whole number of at least 1, or one for each length"
-    )
+    require(_positive_integers(counts), "repeats must be a whole number of at least 1, or one for each length")
     for length in recipe.lengths:
-        require(
-            not isinstance(repeats, dict) or length in repeats, f"repeats has no entry for length {length}"
-        )
+        require(not isinstance(repeats, dict) or length in repeats, f"repeats has no entry for length {length}")
     require(isinstance(recipe.systems, list), "systems must be a list, e.g. [plain, longfit:snapkv]")
     for system in recipe.systems:
         _check_system(system, require)
@@ -164,9 +158,7 @@ def check_recipe(content: dict[str, Any], source: str) -> Recipe:
 
 def _target(entry: Any, require: Any) -> Target:
     known = {one.name for one in fields(Target)}
-    require(
-        isinstance(entry, dict) and set(entry) <= known, f"a target may only have {', '.join(sorted(known))}"
-    )
+    require(isinstance(entry, dict) and set(entry) <= known, f"a target may only have {', '.join(sorted(known))}")
     for name in ("metric", "system", "length"):
         require(name in entry, f"a target lacks {name!r}")
     limits = [name for name in LIMITS if name in entry]

@@ -36,9 +36,7 @@ SCALES = {
 
 def summarise(recipe: Recipe, samples: Samples) -> dict[str, Any]:
     """Rows with medians, minima and ratios to the baseline, the targets' verdicts, and what is missing."""
-    rows = [
-        _row(system, length, samples) for length in recipe.lengths for system in recipe.systems_at(length)
-    ]
+    rows = [_row(system, length, samples) for length in recipe.lengths for system in recipe.systems_at(length)]
     found = {(row["system"], row["length"]): row for row in rows}
     for row in rows:
         base = found.get((recipe.baseline, row["length"]))
@@ -59,9 +57,7 @@ def summarise(recipe: Recipe, samples: Samples) -> dict[str, Any]:
 
 
 def _row(system: str, length: int, samples: Samples) -> dict[str, Any]:
-    mine = [
-        sample for (name, tokens, _), sample in sorted(samples.items()) if (name, tokens) == (system, length)
-    ]
+    mine = [sample for (name, tokens, _), sample in sorted(samples.items()) if (name, tokens) == (system, length)]
     done = [sample for sample in mine if sample["status"] == "done"]
     problems = sorted({sample["reason"] for sample in mine if sample["status"] != "done"})
     metrics = {}

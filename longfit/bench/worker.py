@@ -21,9 +21,7 @@ from longfit.bench import measure
 def load_model(cell: dict[str, Any]) -> PreTrainedModel:
     """The cell's model in its dtype, on the CPU, ready to run."""
     dtype = getattr(torch, cell["dtype"])
-    return AutoModelForCausalLM.from_pretrained(
-        cell["model_folder"], dtype=dtype, attn_implementation="sdpa"
-    ).eval()
+    return AutoModelForCausalLM.from_pretrained(cell["model_folder"], dtype=dtype, attn_implementation="sdpa").eval()
 
 
 def generation_options(input_ids: torch.Tensor, new_tokens: int) -> dict[str, Any]:
@@ -63,9 +61,7 @@ class LongfitSystem:
 
         name = cell["system"].split(":", 1)[1]
         budget = f"{cell['kept_tokens']} tokens"
-        self.model = longfit.wrap(
-            model, name, budget=budget, chunk_tokens=cell["chunk_tokens"], **cell["options"]
-        )
+        self.model = longfit.wrap(model, name, budget=budget, chunk_tokens=cell["chunk_tokens"], **cell["options"])
         self.found: dict[str, Any] = {}
 
     def generate(self, input_ids: torch.Tensor, new_tokens: int, processors: LogitsProcessorList) -> None:

@@ -1,7 +1,7 @@
 """The cache that a wrapped model fills: bounded layers, one ledger, one step."""
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,12 @@ class FitCache(Cache):
     """
 
     def __init__(
-        self, config: PreTrainedConfig, decoder: nn.Module | None, method: Any, ledger: Ledger, max_positions: int
+        self,
+        config: PreTrainedConfig,
+        decoder: nn.Module | None,
+        method: Any,
+        ledger: Ledger,
+        max_positions: int,
     ) -> None:
         types, arguments = layer_types(config)
         full = types.count(FULL)
@@ -45,7 +50,7 @@ class FitCache(Cache):
         self.chunk_tokens = 1
         self.question_aware = False
         self.prefill_seconds = self.decode_seconds = 0.0
-        layers: list[Any] = []
+        layers: list[BoundedLayer | SlidingLayer] = []
         for kind, kwargs in zip(types, arguments, strict=True):
             rotary = None if decoder is None else Rotary.of(decoder, kind)
             if kind == FULL:
@@ -53,18 +58,19 @@ class FitCache(Cache):
                 layers.append(BoundedLayer(index, full, method, ledger, self.step, rotary))
             else:
                 layers.append(SlidingLayer(kwargs["sliding_window"], self.step, rotary))
-        super().__init__(layers=layers)
+        super().__init__(layers=cast(Any, layers))
+        self.own_layers = layers
 
     # -- accounts -------------------------------------------------------------------------------------------------
 
     @property
     def bounded(self) -> list[BoundedLayer]:
-        return [layer for layer in self.layers if isinstance(layer, BoundedLayer)]
+        return [layer for layer in self.own_layers if isinstance(layer, BoundedLayer)]
 
     @property
     def seen(self) -> int:
         """Columns stored or dropped so far, padding included."""
-        return self.layers[0].get_seq_length() if self.layers else 0
+        return self.own_layers[0].get_seq_length() if self.own_layers else 0
 
     @property
     def tokens_in(self) -> int:
@@ -74,7 +80,7 @@ class FitCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes allocated by all layers between forwards."""
-        return sum(layer.nbytes for layer in self.layers)
+        return sum(layer.nbytes for layer in self.own_layers)
 
     @property
     def kept_tokens(self) -> float:
@@ -120,7 +126,8 @@ class FitCache(Cache):
         if self.ledger.packed:
             stored = self.columns - self.step.probe_tokens
             self.ledger.base = [
-                base + max(stored - padding, 0) for base, padding in zip(self.ledger.base, self.step.padding, strict=True)
+                base + max(stored - padding, 0)
+                for base, padding in zip(self.ledger.base, self.step.padding, strict=True)
             ]
 
     def _renumber(self, columns: int) -> None:
@@ -136,7 +143,7 @@ class FitCache(Cache):
         if decode:
             self._each_part(ledger.freeze)
         moved = torch.tensor([new - old for new, old in zip(ledger.base, before, strict=True)])
-        for layer in self.layers:
+        for layer in self.own_layers:
             if isinstance(layer, SlidingLayer):
                 layer.move(moved)
         if bool((moved != 0).any()):
@@ -185,7 +192,11 @@ class FitCache(Cache):
 
     def fork(self) -> "FitCache":
         """An independent copy; the method and the rotary modules are shared."""
-        shared = [self.config, self.method, *(layer.rotary for layer in self.layers if layer.rotary is not None)]
+        shared = [
+            self.config,
+            self.method,
+            *(layer.rotary for layer in self.own_layers if layer.rotary is not None),
+        ]
         return copy.deepcopy(self, {id(thing): thing for thing in shared})
 
 

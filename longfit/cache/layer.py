@@ -161,7 +161,13 @@ class BoundedLayer(CacheLayerMixin):
                 continue
             n_keep = limit // len(row) - max(1, limit // len(row) // 64)
             views = [self._view(part, part.store, new=0, n_keep=n_keep) for part in row]
-            self._trim(row, [part.store for part in row if part.store is not None], views, n_keep, limit // len(row) - n_keep)
+            self._trim(
+                row,
+                [part.store for part in row if part.store is not None],
+                views,
+                n_keep,
+                limit // len(row) - n_keep,
+            )
 
     def finish(self, looks: list["Look"], scaling: float) -> None:
         """Store the chunk, let the method look at it, trim. Called once by the attention function.
@@ -233,7 +239,11 @@ class BoundedLayer(CacheLayerMixin):
             stored = [look.stored_keys] if look.stored_keys is not None else []
             view.keys = torch.cat([*stored, keys[:, :, :real]], 2)
         view.probe_keys = keys[:, :, real:] if step.probe_tokens else None
-        view.all_queries, view.all_query_positions, view.log_sum_exp = look.queries, positions, look.log_sum_exp
+        view.all_queries, view.all_query_positions, view.log_sum_exp = (
+            look.queries,
+            positions,
+            look.log_sum_exp,
+        )
         view.replayed = max(0, step.replayed_tokens - (step.trailing[part.rows.start] if step.trailing else 0))
         self._set_window(part, view, positions)
         if self.method.observes:
@@ -250,7 +260,10 @@ class BoundedLayer(CacheLayerMixin):
             part.remember(queries, positions, window)
             view.queries, view.query_positions = part.queries, part.query_positions
         if step.question_tokens:
-            view.queries, view.query_positions = queries[:, :, -step.question_tokens :], positions[-step.question_tokens :]
+            view.queries, view.query_positions = (
+                queries[:, :, -step.question_tokens :],
+                positions[-step.question_tokens :],
+            )
             view.protected = step.question_tokens - step.probe_tokens
 
     def _at_rest(self, part: Part, keys: Tensor) -> tuple[Tensor, Tensor | float]:

@@ -38,11 +38,12 @@ def retrim(recorded: FitCache, decoder: Any, method: Any, ledger: Ledger, questi
     cache.question_aware = bool(question_tokens)
     ledger.padding, ledger.base, ledger.frozen = [0], [recorded.seen], False
     cache.step.__dict__.update(replace(recorded.step, total_tokens=recorded.seen).__dict__)
-    for old, new in zip(recorded.layers, cache.layers, strict=True):
-        if isinstance(old, SlidingLayer):
+    for old, new in zip(recorded.own_layers, cache.own_layers, strict=True):
+        if isinstance(old, SlidingLayer) and isinstance(new, SlidingLayer):
+            assert old.keys is not None and old.values is not None
             new.lazy_initialization(old.keys, old.values)
             new.keys, new.values, new.cumulative_length = old.keys, old.values, old.cumulative_length
-        else:
+        elif isinstance(old, BoundedLayer) and isinstance(new, BoundedLayer):
             _take_over(old, new, question_tokens)
     if method.replays:
         cache.trim_together()

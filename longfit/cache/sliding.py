@@ -27,15 +27,15 @@ class SlidingLayer(DynamicSlidingWindowLayer):
 
     @property
     def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0
+        return 0 if self.keys is None or self.values is None else self.keys.nbytes + self.values.nbytes
 
     def move(self, by: Tensor) -> None:
         """Move the stored keys by `by` [B] rotary positions (the packed geometry re-numbers its tokens)."""
-        if self.is_initialized and self.rotary is not None and bool((by != 0).any()):
+        if self.keys is not None and self.rotary is not None and bool((by != 0).any()):
             B, G, S, _ = self.keys.shape
             self.keys = self.rotary.rotate(self.keys, by.to(self.keys.device).view(B, 1, 1).expand(B, G, S))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        if self.is_initialized:
+        if self.keys is not None and self.values is not None:
             self.keys = self.keys.repeat_interleave(repeats, 0)
             self.values = self.values.repeat_interleave(repeats, 0)

@@ -95,9 +95,7 @@ class Store:
 
         self.__dict__.update(self.map(moved, used).__dict__)
 
-    def extended(
-        self, keys: Tensor, values: Tensor, positions: Tensor, scores: dict[str, Tensor | float]
-    ) -> "Store":
+    def extended(self, keys: Tensor, values: Tensor, positions: Tensor, scores: dict[str, Tensor | float]) -> "Store":
         """A new store of the used entries followed by Q new ones; this one is left as it is."""
         new = self.map(lambda t: t, self.n)
         new.resize(self.n + keys.shape[2])

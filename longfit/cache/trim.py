@@ -48,7 +48,9 @@ def trim(method: Any, candidates: list[Store], views: list[View], n_keep: int) -
     Raises:
         ScoreError: the method's choice is not exactly as large as asked.
     """
-    scores = [oldest_first(given, c.positions) for given, c in zip(score(method, candidates, views), candidates, strict=True)]
+    scores = [
+        oldest_first(given, c.positions) for given, c in zip(score(method, candidates, views), candidates, strict=True)
+    ]
     for view, given in zip(views, scores, strict=True):
         if view.protected:
             given[..., -view.protected :] = float("inf")

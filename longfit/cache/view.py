@@ -91,7 +91,9 @@ class View:
             return logits.softmax(-1)
         first_probe = self.seen
         P = self.probe_keys.shape[2]
-        probe_places = torch.arange(first_probe, first_probe + P, device=places.device).expand(*self.positions.shape[:2], P)
+        probe_places = torch.arange(first_probe, first_probe + P, device=places.device).expand(
+            *self.positions.shape[:2], P
+        )
         probes = self._logits(queries, self.probe_keys, probe_places, places)
         return torch.cat([logits, probes], -1).softmax(-1)[..., : self.size]
 
@@ -107,7 +109,9 @@ class View:
         mass = torch.zeros(B, G, H // G, S, dtype=torch.float32, device=self.keys.device)
         for start in range(0, Q, QUERY_BLOCK):
             block = slice(start, start + QUERY_BLOCK)
-            logits = self._logits(self.all_queries[:, :, block], self.keys, self.positions, self.all_query_positions[block])
+            logits = self._logits(
+                self.all_queries[:, :, block], self.keys, self.positions, self.all_query_positions[block]
+            )
             normaliser = self.log_sum_exp[:, :, block].reshape(B, G, H // G, -1, 1)
             mass += logits.sub_(normaliser).exp_().sum(-2)
         return mass

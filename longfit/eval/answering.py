@@ -47,9 +47,7 @@ class Stop(StoppingCriteria):
 
 
 @torch.no_grad()
-def answer(
-    model: Any, tokenizer: Any, sample: NeedleSample, cell: Cell, max_new_tokens: int
-) -> dict[str, Any]:
+def answer(model: Any, tokenizer: Any, sample: NeedleSample, cell: Cell, max_new_tokens: int) -> dict[str, Any]:
     """Ask ``model`` one sample the way ``cell`` says; the record is one line of ``samples.jsonl``.
 
     Raises ScoreError where nothing was dropped although ``keep_ratio`` is below 1, and BudgetExceededError
@@ -84,7 +82,11 @@ def answer(
     text = tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
     if cell.method not in BASELINES:
         check_kept(cell, kept, tokens_in, max_new_tokens)
-    spent = {"prefill_seconds": round(prefill, 3), "seconds": round(seconds, 3), "cpu_seconds": round(cpu_seconds, 3)}
+    spent = {
+        "prefill_seconds": round(prefill, 3),
+        "seconds": round(seconds, 3),
+        "cpu_seconds": round(cpu_seconds, 3),
+    }
     held = {"tokens_in": tokens_in, "kept_tokens": kept, "kv_bytes": kv_bytes}
     return record(sample, cell, text) | held | spent | details
 
@@ -148,6 +150,4 @@ def check_kept(cell: Cell, kept_tokens: float, tokens_in: int, new_tokens: int) 
         kept = f"{kept_tokens:g} of {tokens_in} tokens"
         raise ScoreError(f"{cell.cell_id} kept {kept}: nothing was compressed at {cell.budget}")
     if kept_tokens > cell.keep_ratio * tokens_in + new_tokens:
-        raise BudgetExceededError(
-            f"{cell.cell_id} kept {kept_tokens:g} of {tokens_in} tokens, above {cell.budget}"
-        )
+        raise BudgetExceededError(f"{cell.cell_id} kept {kept_tokens:g} of {tokens_in} tokens, above {cell.budget}")

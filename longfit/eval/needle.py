@@ -96,21 +96,15 @@ def load_haystack(data: str | Path | None) -> Haystack:
         return Haystack(tuple(NOISE.split()), "\n", "noise")
     folder = Path(data)
     if not folder.is_dir():
-        raise InputError(
-            f"data folder {str(data)!r} does not exist; give a folder of .txt files, or no folder"
-        )
+        raise InputError(f"data folder {str(data)!r} does not exist; give a folder of .txt files, or no folder")
     for root in (folder / "ruler", folder):
         if (essays := root / "PaulGrahamEssays.json").is_file():
             return _haystack(json.loads(essays.read_text(encoding="utf-8"))["text"], essays.name)
         if files := sorted((root / "paul_graham_essays").glob("*.txt")):
             return _haystack(_join(files), "paul_graham_essays")
-    files = sorted(folder.glob("*.txt")) or sorted(
-        f for f in folder.rglob("*.txt") if "wonderwords" not in f.parts
-    )
+    files = sorted(folder.glob("*.txt")) or sorted(f for f in folder.rglob("*.txt") if "wonderwords" not in f.parts)
     if not files:
-        raise InputError(
-            f"data folder {str(data)!r} holds no text: expected .txt files or ruler/PaulGrahamEssays.json"
-        )
+        raise InputError(f"data folder {str(data)!r} holds no text: expected .txt files or ruler/PaulGrahamEssays.json")
     return _haystack(_join(files), f"{len(files)} text files")
 
 
@@ -184,9 +178,7 @@ def generate(
             keys += [key] if key not in keys else []
         values = [str(value) for value in rng.sample(range(1_000_000, 10_000_000), len(keys))]
         # Distractors at RULER's 40 depths; the asked needle, first, in its own stratum.
-        depths = [(stratum(index, n) + 0.5) / n] + [
-            step / 39 for step in rng.sample(range(40), len(keys) - 1)
-        ]
+        depths = [(stratum(index, n) + 0.5) / n] + [step / 39 for step in rng.sample(range(40), len(keys) - 1)]
         frame = _frame(tokenizer, keys[0], answer_prefix)
         needles = [NEEDLE.format(key=key, value=value) for key, value in zip(keys, values, strict=True)]
         build = _Builder(tokenizer, haystack, rng.randrange(len(haystack.words)), needles, depths, *frame)
@@ -226,9 +218,7 @@ class _Builder:
         room = budget_tokens - len(question_ids)
         low, high = 1, max(2, budget_tokens)
         if len(self._ids(self._context(low)[0], opening)) > room:
-            raise InputError(
-                f"{budget_tokens} tokens cannot hold {task}'s template and needles; raise the length"
-            )
+            raise InputError(f"{budget_tokens} tokens cannot hold {task}'s template and needles; raise the length")
         while high - low > 1:
             middle = (low + high) // 2
             if len(self._ids(self._context(middle)[0], opening)) <= room:
@@ -278,8 +268,6 @@ class _Builder:
         """The half-open token span that covers the characters of ``span``."""
         if not getattr(self.tokenizer, "is_fast", False):
             return len(self._ids(text[: span[0]], opening)), len(self._ids(text[: span[1]], opening))
-        offsets = self.tokenizer(text, add_special_tokens=opening, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
+        offsets = self.tokenizer(text, add_special_tokens=opening, return_offsets_mapping=True)["offset_mapping"]
         inside = [i for i, (start, stop) in enumerate(offsets) if start < span[1] and stop > span[0]]
         return inside[0], inside[-1] + 1

@@ -84,11 +84,7 @@ class Recipe:
                 raise InputError(f"unknown key {', '.join(unknown)} in a group of cells")
             for method, options in map(_method, group["methods"]):
                 plain = method in ("full", "no_context")
-                aware = (
-                    ["agnostic"]
-                    if method in BASELINES
-                    else group.get("awareness") or _awareness(method, options)
-                )
+                aware = ["agnostic"] if method in BASELINES else group.get("awareness") or _awareness(method, options)
                 for ratio in [1.0] if plain else group["keep_ratios"]:
                     if not 0 < ratio <= 1:
                         raise InputError(f"keep_ratio {ratio} of {method} is not in (0, 1]")

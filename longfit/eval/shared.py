@@ -72,9 +72,7 @@ class Recording:
 
 
 @contextmanager
-def recording(
-    model: Any, ids: Tensor, methods: list[KVCompressor], question_tokens: int = 0
-) -> Iterator[Recording]:
+def recording(model: Any, ids: Tensor, methods: list[KVCompressor], question_tokens: int = 0) -> Iterator[Recording]:
     """Read `ids` [1, T] once, in one chunk, keeping everything that `methods` need to choose afterwards.
 
     Args:

@@ -55,7 +55,11 @@ def _answer(
     wrapped = wrap(model, method, budget=cell.budget, chunk_tokens=ids.shape[1])
     stop = Stop(tokenizer, max_new_tokens)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    how: dict[str, Any] = {"do_sample": False, "pad_token_id": pad, "stopping_criteria": StoppingCriteriaList([stop])}
+    how: dict[str, Any] = {
+        "do_sample": False,
+        "pad_token_id": pad,
+        "stopping_criteria": StoppingCriteriaList([stop]),
+    }
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         cache = recorded.trimmed(method, cell.keep_ratio)
@@ -69,8 +73,11 @@ def _answer(
             text = tokenizer.decode(out[0, asked.shape[1] :], skip_special_tokens=True)
     finally:
         unwrap(model)
-    check_kept(cell, kept["kept_tokens"], kept["tokens_in"], max_new_tokens)
-    spent = {"seconds": round(time.perf_counter() - wall, 3), "cpu_seconds": round(time.process_time() - cpu, 3)}
+    check_kept(cell, cache.kept_tokens, cache.seen, max_new_tokens)
+    spent = {
+        "seconds": round(time.perf_counter() - wall, 3),
+        "cpu_seconds": round(time.process_time() - cpu, 3),
+    }
     details = {"repr": repr(method), "chunks": 1, "chunk_tokens": ids.shape[1], "shared_prefill": True}
     return record(sample, cell, text) | kept | spent | details
 

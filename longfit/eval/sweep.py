@@ -65,9 +65,7 @@ def run(
         config = _config(recipe, model, tokenizer, samples, data)
         _check_same_run(output, config)
         write_atomically(output / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        write_atomically(
-            output / f"env{suffix}.json", json.dumps(_environment(recipe, model), indent=1) + "\n"
-        )
+        write_atomically(output / f"env{suffix}.json", json.dumps(_environment(recipe, model), indent=1) + "\n")
         own = output / f"samples{suffix}.jsonl"
         _repair(own)
         chosen = [sample for sample in samples if _mine(sample.index, part)]
@@ -77,9 +75,7 @@ def run(
             failed = _run_cells(recipe, cells, chosen, model, tokenizer, output, log)
         metrics = _write_metrics(output, recipe, cells, failed)
     if failed:
-        raise SweepError(
-            f"{len(failed)} of {len(cells)} cells failed: {failed}; see {output / 'errors.jsonl'}"
-        )
+        raise SweepError(f"{len(failed)} of {len(cells)} cells failed: {failed}; see {output / 'errors.jsonl'}")
     return metrics
 
 
@@ -229,9 +225,7 @@ def _locked(output: Path, suffix: str) -> Iterator[None]:
             try:
                 fcntl.flock(handle, kind | fcntl.LOCK_NB)
             except OSError as error:
-                raise InputError(
-                    f"another sweep is writing to {str(output)!r}; wait for it or stop it"
-                ) from error
+                raise InputError(f"another sweep is writing to {str(output)!r}; wait for it or stop it") from error
         yield
 
 
@@ -241,9 +235,7 @@ def _shard(shard: str | None) -> tuple[int, int]:
         return 1, 1
     part, _, parts = shard.partition("/")
     if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise InputError(
-            f"shard {shard!r} is not of the form 1/4, with the first number from 1 to the second"
-        )
+        raise InputError(f"shard {shard!r} is not of the form 1/4, with the first number from 1 to the second")
     return int(part), int(parts)
 
 
@@ -285,9 +277,7 @@ def _check_same_run(output: Path, config: dict[str, Any]) -> None:
     old = yaml.safe_load(file.read_text(encoding="utf-8"))
     free = {"cells", "name", "threads", "block_samples"}
     if changed := sorted(key for key in config if key not in free and old.get(key) != config[key]):
-        raise InputError(
-            f"{str(output)!r} holds a run with another {', '.join(changed)}; give another folder"
-        )
+        raise InputError(f"{str(output)!r} holds a run with another {', '.join(changed)}; give another folder")
 
 
 def _environment(recipe: Recipe, model: Any) -> dict[str, Any]:

@@ -36,9 +36,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
                 record = json.loads(line)
                 records.setdefault((record["cell"], record["sample"]), record)
             except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{file.name} line {number} is damaged ({error}); remove the line"
-                ) from error
+                raise InputError(f"{file.name} line {number} is damaged ({error}); remove the line") from error
     return list(records.values())
 
 

@@ -104,7 +104,7 @@ def row(case: dict[str, Any], malloc: str, terms: bool) -> str:
     cells = [case["shape"], case["dtype"], case["method"], str(case["chunk"]), str(case["kept"])]
     cells += [f"{mib[name]:.1f}" for name in ("stored", "predicted", "measured")]
     line = f"| {' | '.join(cells)} | {result['predicted'] / result['measured']:.2f} |"
-    return line + (f"\n    {({name: round(value, 2) for name, value in mib.items()})}" if terms else "")
+    return line + (f"\n    { ({name: round(value, 2) for name, value in mib.items()}) }" if terms else "")
 
 
 def main() -> None:
@@ -124,7 +124,7 @@ def main() -> None:
     if options.child:
         print(json.dumps(measure(json.loads(options.child))))
         return
-    print("| shape | dtype | method | chunk | kept | stored MiB | predicted MiB | measured MiB | predicted / measured |")
+    print("| shape | dtype | method | chunk | kept | stored MiB | predicted MiB | measured MiB | ratio |")
     print("|---|---|---|---|---|---|---|---|---|")
     cases = itertools.product(
         options.shape or ["smollm2", "wide"],

@@ -3,16 +3,17 @@
     python recipes/bench/dtype.py [--model smollm2-135m] [--tokens 2048] [--threads 1,2] [--repeats 5]
 
 Both dtypes are loaded in one process and take turns, so that a busy machine slows them alike; the figure of
-each is the fastest of the repeats, and what counts is their ratio. Three things are timed: prefill of
-`--tokens` tokens; decode after them with the attention call that transformers makes; and the same decode with
-the query rows of a key/value head packed into one product, which is how longfit decodes. The results that
-stand behind `longfit.loading.auto_dtype` are in docs/dtype.md.
+each is the fastest of the turns, and what counts is their ratio; the median of the ratios turn by turn stands
+beside it. Three things are timed: prefill of `--tokens` tokens; decode after them with the attention call that
+transformers makes; and the same decode with the query rows of a key/value head packed into one product, which
+needs no copies of keys and values. What stands behind `longfit.loading.auto_dtype` is in docs/dtype.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,28 +61,28 @@ def seconds(work: Callable[[], object]) -> tuple[float, object]:
 
 
 @torch.inference_mode()
-def measure(
-    models: dict[str, PreTrainedModel], ids: torch.Tensor, repeats: int
-) -> dict[str, dict[str, float]]:
-    """Fastest seconds by what was timed and dtype; decode in seconds a token."""
-    best = {what: dict.fromkeys(models, float("inf")) for what in ("prefill", "decode", "decode packed")}
+def measure(models: dict[str, PreTrainedModel], ids: torch.Tensor, repeats: int) -> dict[str, dict[str, list]]:
+    """Seconds by what was timed and dtype, one entry a turn; decode in seconds a token."""
+    spent = {what: {name: [] for name in models} for what in ("prefill", "decode", "decode packed")}
     for _ in range(repeats):
+        caches = {}
         for name, model in models.items():
             model.set_attn_implementation("sdpa")
-            spent, cache = seconds(lambda model=model: prefill(model, ids))
-            best["prefill"][name] = min(best["prefill"][name], spent)
-            for what, attention in (("decode", "sdpa"), ("decode packed", "packed_rows")):
+            taken, caches[name] = seconds(lambda model=model: prefill(model, ids))
+            spent["prefill"][name].append(taken)
+        # Decode is short: several turns, so that one disturbance does not hit one dtype alone.
+        for what, attention in (("decode", "sdpa"), ("decode packed", "packed_rows")) * 3:
+            for name, model in models.items():
                 model.set_attn_implementation(attention)
-                spent, _ = seconds(lambda model=model, cache=cache: decode(model, cache, ids[:, -1:]))
-                best[what][name] = min(best[what][name], spent / NEW_TOKENS)
+                cache = caches[name]
+                taken, _ = seconds(lambda model=model, cache=cache: decode(model, cache, ids[:, -1:]))
+                spent[what][name].append(taken / NEW_TOKENS)
                 cache.crop(-NEW_TOKENS)
-    return best
+    return spent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--threads", default="1,2")
@@ -104,15 +105,17 @@ def main() -> None:
         "runs": [],
     }
     print(f"{options.model}, {options.tokens} tokens, torch {torch.__version__}, CPU {flags}")
-    print("| threads | what | bfloat16 | float32 | float32 / bfloat16 |\n|---|---|---|---|---|")
+    print(
+        "| threads | what | bfloat16 | float32 | float32 / bfloat16 | median of the turns |\n|---|---|---|---|---|---|"
+    )
     for threads in (int(count) for count in options.threads.split(",")):
         torch.set_num_threads(threads)
-        for what, found in measure(models, ids, options.repeats).items():
-            ratio = found["float32"] / found["bfloat16"]
-            report["runs"].append({"threads": threads, "what": what, **found, "float32_over_bfloat16": ratio})
+        for what, spent in measure(models, ids, options.repeats).items():
+            bf16, fp32 = min(spent["bfloat16"]), min(spent["float32"])
+            turns = statistics.median(b / a for a, b in zip(spent["bfloat16"], spent["float32"], strict=True))
+            report["runs"].append({"threads": threads, "what": what, "seconds": spent, "ratio": fp32 / bf16})
             print(
-                f"| {threads} | {what} | {found['bfloat16'] * 1e3:.1f} ms | {found['float32'] * 1e3:.1f} ms "
-                f"| {ratio:.2f} |",
+                f"| {threads} | {what} | {bf16 * 1e3:.1f} ms | {fp32 * 1e3:.1f} ms | {fp32 / bf16:.2f} | {turns:.2f} |",
                 flush=True,
             )
     if options.output:

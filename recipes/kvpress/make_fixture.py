@@ -126,9 +126,7 @@ def recording(press: object, record: dict):
         if out[1].shape[2] < values.shape[2]:
             kept = torch.zeros(values.shape[1:3], dtype=torch.bool)
             kept.scatter_(1, record["index"][0, :, :, 0], True)
-            assert torch.equal(gather(values, 2, record["index"]), out[1]), (
-                "the recorded index is not what was kept"
-            )
+            assert torch.equal(gather(values, 2, record["index"]), out[1]), "the recorded index is not what was kept"
             record["kept"].append(kept)
         return out
 
@@ -161,10 +159,7 @@ def undecided(case: Case, scores: torch.Tensor, kept: torch.Tensor) -> torch.Ten
         flat = (scores.view(layers, -1), kept.reshape(layers, -1))
     elif case.name.startswith("chunkkv"):
         summed = scores.sum(1)
-        blocks = [
-            block.mean(-1, keepdim=True).expand_as(block)
-            for block in summed.split(case.press.chunk_length, -1)
-        ]
+        blocks = [block.mean(-1, keepdim=True).expand_as(block) for block in summed.split(case.press.chunk_length, -1)]
         scores = torch.cat(blocks, -1)[:, None].expand_as(scores)
         flat = (scores.reshape(layers, -1), kept.reshape(layers, -1))
     elif case.name == "kvzip":
@@ -179,9 +174,7 @@ def undecided(case: Case, scores: torch.Tensor, kept: torch.Tensor) -> torch.Ten
     return near.view(kept.shape)
 
 
-def run_case(
-    model: LlamaForCausalLM, input_ids: torch.Tensor, case: Case
-) -> tuple[torch.Tensor, torch.Tensor]:
+def run_case(model: LlamaForCausalLM, input_ids: torch.Tensor, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     """(kept, undecided), each [L, G, T] bool, for one press on one input."""
     model.set_attn_implementation(case.attention)
     record: dict = {"scores": [], "kept": []}
@@ -221,9 +214,7 @@ def weights_checksum(model: LlamaForCausalLM) -> str:
 
 def main() -> None:
     """Run every case of one model and write its fixture."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=("tiny", "smollm2"))
     parser.add_argument("--model", help="transformers folder of SmolLM2-135M-Instruct")
     parser.add_argument("--output", type=Path, default=FIXTURES)
@@ -246,9 +237,7 @@ def main() -> None:
                 "keep_ratio": keep_ratio,
                 "settings": case.settings,
                 "attention": case.attention,
-                "kept_tokens_per_layer": [
-                    round(value, 4) for value in kept.float().sum(-1).mean(-1).tolist()
-                ],
+                "kept_tokens_per_layer": [round(value, 4) for value in kept.float().sum(-1).mean(-1).tolist()],
                 "undecided": int(near.sum()),
             }
             print(key, cases[key]["kept_tokens_per_layer"][:4], "undecided", cases[key]["undecided"])

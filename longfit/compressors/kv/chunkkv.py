@@ -12,8 +12,8 @@ from longfit.errors import InputError
 
 @dataclass
 class ChunkKV(Wrapper):
-    """ChunkKV: candidates are cut into spans of `span_tokens`; a span's score is the mean over its tokens of the scorer's
-    score summed over heads, and whole spans stay, the same for all heads (Liu et al., 2025, arXiv:2502.00299,
+    """ChunkKV: candidates are cut into spans of `span_tokens`; a span's score is the mean over its tokens of the
+    scorer's score summed over heads, and whole spans stay, the same for all heads (Liu et al., 2025, arXiv:2502.00299,
     section 3.2).
 
     Deviation: the paper keeps a whole number of spans; here the next best span is filled from its start until the

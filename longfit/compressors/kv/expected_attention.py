@@ -73,7 +73,7 @@ class ExpectedAttention(KVCompressor):
 
     def score(self, view: View) -> Tensor:
         mean, covariance = self._future_queries(view)
-        B, G, S, D = view.keys.shape
+        B, G, _, D = view.keys.shape
         keys, group = view.keys.float(), mean.shape[1] // G
         logits = torch.einsum("bgnd,bgsd->bgns", mean.view(B, G, group, D), keys) * view.scaling
         if covariance is not None:

@@ -1,0 +1,55 @@
+"""What a call of `generate` asks for, and what of it cannot be had."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from longfit.errors import InputError, UnsupportedFeatureError
+from longfit.stream import left_padding
+
+REFUSED_ARGUMENTS = {
+    "assistant_model": "assisted decoding rolls the cache back",
+    "prompt_lookup_num_tokens": "prompt lookup rolls the cache back",
+    "cache_implementation": "the wrapper brings its own cache",
+    "prefill_chunk_size": "the wrapper cuts the prefill itself; set chunk_tokens in wrap()",
+    "inputs_embeds": "generate() takes token ids; forward() takes embeddings",
+}
+
+
+def setting(model: Any, kwargs: dict[str, Any], name: str) -> int:
+    """A number of the generation configuration that a call of `generate` would use."""
+    for source in (kwargs.get(name), getattr(kwargs.get("generation_config"), name, None)):
+        if source is not None:
+            return int(source)
+    own = getattr(model.generation_config, name, None)
+    return int(own) if own is not None else (20 if name == "max_new_tokens" else 1)
+
+
+def prompt_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+    if ids is None:
+        raise InputError("generate() needs input_ids")
+    check_ids(ids)
+    mask = kwargs.get("attention_mask")
+    if mask is not None and mask.shape == ids.shape:
+        left_padding(mask)
+    return ids
+
+
+def check_ids(ids: Any) -> None:
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+        raise InputError("input_ids have to be a tensor of token ids [B, T]; use tokenizer(text, return_tensors='pt')")
+    if ids.shape[0] == 0 or ids.shape[1] == 0:
+        raise InputError(f"the input is empty: input_ids has shape {tuple(ids.shape)}; give at least one token")
+
+
+def refuse(model: Any, kwargs: dict[str, Any]) -> None:
+    config = kwargs.get("generation_config") or model.generation_config
+    for name, reason in REFUSED_ARGUMENTS.items():
+        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
+            raise UnsupportedFeatureError(f"{name} does not work with a compressor: {reason}")
+    if kwargs.get("use_cache") is False:
+        raise UnsupportedFeatureError("use_cache=False leaves nothing to compress; use `model.disabled()`")
+    if isinstance(kwargs.get("past_key_values"), Cache) and kwargs.get("memory") is not None:
+        raise InputError("give either memory or past_key_values")

@@ -1,0 +1,1 @@
+"""The demo: a long document, a question about its middle, and a small memory budget."""
