@@ -164,9 +164,9 @@ def _run_shared(
     tokenizer: Any,
     log: IO[str],
 ) -> None:
-    """Sample by sample through every missing cell, from shared prefills."""
+    """Task by task and sample by sample through every missing cell, from shared prefills."""
     started = time.monotonic()
-    for number, sample in enumerate(samples):
+    for number, sample in enumerate(sorted(samples, key=lambda sample: recipe.tasks.index(sample.task))):
         todo = [cell for cell in cells if (cell.cell_id, sample.sample_id) not in done]
         for cell in todo:
             if cell.method in BASELINES:

@@ -1,0 +1,328 @@
+"""The command line: each command reads its options, calls one function and prints what it returns.
+
+Exit codes: 0 done; 2 bad input (one line with the reason and what would work); 130 interrupted; 1 anything else.
+Answers and tables go to stdout, progress and errors to stderr. Heavy imports wait until a command needs them.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+
+class Group(TyperGroup):
+    """Commands whose errors end in one line on stderr and the exit code that belongs to them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except Exception as error:
+            code = _exit_code(error)
+            if code is None:
+                raise
+            message = error.format_message() if hasattr(error, "format_message") else str(error)
+            print(f"error: {' '.join(message.split())}", file=sys.stderr)
+            raise typer.Exit(code) from error
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for what a user can cause, 1 for a failing system, None for a defect, which keeps its traceback."""
+    # typer may carry its own copy of click: its usage errors are known by their shape.
+    if hasattr(error, "format_message"):
+        return 2
+    if "longfit.errors" in sys.modules and isinstance(error, sys.modules["longfit.errors"].LongfitError):
+        return 1 if type(error).__name__ == "SweepError" else 2
+    return 1 if isinstance(error, OSError) and not isinstance(error, BrokenPipeError) else None
+
+
+app = typer.Typer(
+    cls=Group,
+    help="An input of any length for any Hugging Face causal LM, within one memory budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+DEFAULT_BUDGET = "25%"
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="Packaged name, folder, GGUF file or hub id; see `list models`.")
+]
+Compressor = Annotated[str, typer.Option("--compressor", "-c", help="A method; see `longfit list`.")]
+Budget = Annotated[
+    str | None, typer.Option("--budget", "-b", help="For the cache: 64MiB, '2048 tokens' (per layer) or 25%.")
+]
+Total = Annotated[
+    str | None, typer.Option("--total", help="For everything, weights included: 2GiB; instead of --budget.")
+]
+ChunkTokens = Annotated[
+    int | None, typer.Option("--chunk-tokens", help="Tokens of one chunk of prefill; chosen if left out.")
+]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+Options = Annotated[list[str] | None, typer.Option("--option", help="key=value of the compressor; may be given again.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
+Data = Annotated[str | None, typer.Option("--data", help="A local folder of text to make inputs from.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"longfit {version('longfit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="compressors, recipes or models")] = "compressors",
+    as_json: Json = False,
+) -> None:
+    """What there is: compressors, recipes or models."""
+    rows = _listing(what)
+    print(json.dumps(rows) if as_json else _blocks(rows))
+
+
+@app.command()
+def plan(
+    model: Model,
+    tokens: Annotated[str, typer.Option("--tokens", "-t", help="Input tokens of a row: 4096 or 120k.")],
+    budget: Budget = None,
+    total: Total = None,
+    compressor: Compressor = "snapkv",
+    batch: Annotated[int, typer.Option("--batch", help="Rows.")] = 1,
+    chunk_tokens: ChunkTokens = None,
+    dtype: Dtype = "auto",
+    option: Options = None,
+    as_json: Json = False,
+) -> None:
+    """Does an input fit, and what would be kept? Reads the model's configuration, never its weights."""
+    from longfit.docqa.planning import planned
+
+    made = planned(
+        model,
+        tokens,
+        _method(compressor, option),
+        budget=_budget(budget, total),
+        batch_size=batch,
+        chunk_tokens=chunk_tokens,
+        dtype=dtype,
+    )
+    print(json.dumps(made.to_dict()) if as_json else made)
+
+
+@app.command()
+def ask(
+    document: Annotated[str, typer.Argument(help="A text file in UTF-8, or - for standard input.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    model: Model = "smollm2-135m",
+    compressor: Compressor = "snapkv",
+    budget: Budget = None,
+    total: Total = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="The longest answer.")] = 64,
+    agnostic: Annotated[
+        bool, typer.Option("--agnostic", help="Compress the document before the question is known.")
+    ] = False,
+    chunk_tokens: ChunkTokens = None,
+    dtype: Dtype = "auto",
+    option: Options = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a question about a document; without a budget, a quarter of the cache is kept."""
+    from longfit import load, wrap
+    from longfit.docqa import ask as answer_to
+    from longfit.docqa import read_text
+
+    # Whatever can be refused is refused before the model is loaded.
+    method, limit = _method(compressor, option), _budget(budget, total)
+    text = read_text(document)
+    loaded, tokenizer = load(model, dtype=dtype)
+    wrap(loaded, method, budget=limit, chunk_tokens=chunk_tokens)
+    given = answer_to(loaded, tokenizer, text, question, aware=not agnostic, max_new_tokens=max_new_tokens)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "answer": given.text,
+                    "question": question,
+                    "document": document,
+                    "report": given.report.to_dict(),
+                }
+            )
+        )
+        return
+    print(given.text, flush=True)
+    print(given.report, file=sys.stderr)
+
+
+@app.command()
+def demo(as_json: Json = False) -> None:
+    """A small model answers from the middle of a long document with a quarter of the cache."""
+    from longfit.demo.run import run
+
+    result = run(lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True))
+    if as_json:
+        print(json.dumps(result.to_dict()))
+
+
+@app.command()
+def bench(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file; see `longfit list recipes`.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder.")] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Measure time and memory; each cell runs in a fresh process, and finished cells are not run again."""
+    from longfit.bench import render, run
+
+    result = run(recipe, output, data)
+    print(json.dumps(result) if as_json else render(result))
+
+
+@app.command()
+def sweep(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file; see `longfit list recipes`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder; started again, it goes on.")],
+    data: Data = None,
+    shard: Annotated[str | None, typer.Option("--shard", help="1/2: the first half of each cell.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first samples of each task.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate methods on a task; finished samples are not run again."""
+    from longfit.eval.sweep import run
+
+    metrics = run(recipe, output, data=data, shard=shard, limit=limit)
+    if as_json:
+        print(json.dumps(metrics))
+    else:
+        print(f"done; the tables: longfit report {output}", file=sys.stderr)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="The folder of a sweep.")]) -> None:
+    """The tables of a sweep, as Markdown."""
+    from longfit.eval.tables import report as tables
+
+    print(tables(run))
+
+
+def _method(name: str, options: list[str] | None) -> Any:
+    """The compressor `name` with its `key=value` options; a value that is JSON (a number, say) is read as such."""
+    from longfit.compressors import get
+    from longfit.errors import InputError
+
+    given: dict[str, Any] = {}
+    for pair in options or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise InputError(f"--option {pair!r} is not key=value, such as window=32")
+        try:
+            given[key] = json.loads(value)
+        except json.JSONDecodeError:
+            given[key] = value
+    try:
+        return get(name, **given)
+    except (TypeError, ValueError) as error:
+        if _exit_code(error) is not None:
+            raise
+        raise InputError(f"{name} cannot take {', '.join(options or [])}: {error}") from error
+
+
+def _budget(budget: str | None, total: str | None) -> Any:
+    """The memory budget, a quarter of the cache where none is given."""
+    from longfit.budget import MemoryBudget
+
+    return MemoryBudget.parse(DEFAULT_BUDGET if budget is None and total is None else budget, total=total)
+
+
+def _listing(what: str) -> list[dict[str, Any]]:
+    """One mapping of facts per compressor, recipe or model."""
+    from longfit.errors import UnknownNameError
+
+    if what == "compressors":
+        from longfit.compressors import available, get
+
+        return [_facts(get(name)) for name in available()]
+    if what == "models":
+        from longfit.packaged import PACKAGED_MODELS, is_cached
+
+        return [
+            {"name": name, "summary": model.description, "ready": is_cached(name)}
+            for name, model in PACKAGED_MODELS.items()
+        ]
+    if what == "recipes":
+        return [{"name": str(path), "summary": _first_comment(path)} for path in _recipes()]
+    raise UnknownNameError(f"there is no list of {what!r}; there are compressors, recipes and models")
+
+
+def _facts(method: Any) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "summary": method.summary,
+        "question_aware": bool(method.query_aware),
+        "phases": list(method.phases),
+        "geometry": method.geometry,
+        "needs_queries": bool(method.needs_queries),
+        "replays": bool(method.replays),
+        "options": {name: value if _plain(value) else repr(value) for name, value in method.options().items()},
+        "source": method.source,
+    }
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _recipes() -> list[Path]:
+    """Recipe files below the working directory, or else beside the package in a checkout."""
+    beside = Path(__file__).resolve().parent.parent / "recipes"
+    folder = next((place for place in (Path("recipes"), beside) if place.is_dir()), None)
+    return sorted(folder.rglob("*.yaml")) if folder else []
+
+
+def _first_comment(path: Path) -> str:
+    line = path.read_text(encoding="utf-8").partition("\n")[0]
+    return line.removeprefix("#").strip() if line.startswith("#") else ""
+
+
+def _blocks(rows: list[dict[str, Any]]) -> str:
+    """A line with name and summary per row, and under it what else is known."""
+    width = max((len(row["name"]) for row in rows), default=0)
+    lines = []
+    for row in rows:
+        lines.append(f"{row['name']:<{width}}  {row['summary']}".rstrip())
+        more = {key: value for key, value in row.items() if key not in ("name", "summary") and value}
+        if more:
+            shown = (_shown(key, value) for key, value in more.items())
+            lines.append(" " * (width + 2) + "; ".join(shown))
+    return "\n".join(lines) or "nothing found"
+
+
+def _shown(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        value = ", ".join(f"{name}={option}" for name, option in value.items())
+    if isinstance(value, list):
+        value = "+".join(value)
+    label = key.replace("_", " ").removesuffix(" aware")
+    return {"question": "looks at the question", "ready": "ready in the cache folder"}.get(
+        label, label if value is True else f"{label} {value}"
+    )
+
+
+def main() -> None:
+    """Entry point of `longfit`."""
+    app(prog_name="longfit")

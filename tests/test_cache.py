@@ -1,0 +1,115 @@
+"""The parts of the cache: storage, rotary moves, what a compressor sees."""
+
+import pytest
+import torch
+
+import longfit
+from longfit.cache import Rotary, Store
+from longfit.cache.store import take
+from longfit.cache.trim import oldest_first
+from longfit.errors import UnsupportedFeatureError
+from longfit.stream import chunk_spans, left_padding
+from tests.tiny import FAMILIES, tiny_model
+
+
+def filled(n: int, capacity: int) -> Store:
+    keys, values = torch.randn(2, 3, n, 5), torch.randn(2, 3, n, 7)
+    store = Store(keys, values, capacity, ("mass",))
+    store.append(keys, values, torch.arange(n, dtype=torch.int32), {"mass": 1.5}, limit=capacity)
+    return store
+
+
+def test_store_fills_in_place_and_grows_in_steps() -> None:
+    store = filled(4, 10)
+    before = store._keys.data_ptr()
+    store.append(*(torch.randn(2, 3, 6, d) for d in (5, 7)), torch.arange(4, 10, dtype=torch.int32), {}, limit=10)
+    assert store._keys.data_ptr() == before
+    assert (store.n, store.capacity) == (10, 10)
+    keys = store.keys.clone()
+    store.append(*(torch.randn(2, 3, 1, d) for d in (5, 7)), torch.tensor([10], dtype=torch.int32), {}, limit=1000)
+    assert store.capacity == 11 + 256
+    assert torch.equal(store.keys[:, :, :10], keys)
+    assert store.scores["mass"][0, 0].tolist() == [1.5] * 4 + [0.0] * 7
+
+
+def test_store_selects_rows_and_entries() -> None:
+    store = filled(9, 12)
+    indices = torch.stack([torch.randperm(9)[:4].sort().values for _ in range(6)]).view(2, 3, 4)
+    chosen = store.selected(indices, capacity=5)
+    assert (chosen.n, chosen.capacity) == (4, 5)
+    expected = store.keys.gather(2, indices[..., None].expand(-1, -1, -1, 5))
+    assert torch.equal(chosen.keys, expected)
+    assert torch.equal(chosen.positions.long(), indices)
+    assert torch.equal(store.rows(torch.tensor([1, 1, 0])).values, store.values[[1, 1, 0]])
+
+
+def test_nbytes_is_what_is_allocated() -> None:
+    assert filled(4, 10).nbytes == 2 * 3 * 10 * ((5 + 7) * 4 + 4 + 4)
+
+
+def test_take_is_gather() -> None:
+    entries = torch.randn(2, 3, 11, 4)
+    indices = torch.randint(0, 11, (2, 3, 6))
+    assert torch.equal(take(entries, indices), entries.gather(2, indices[..., None].expand(-1, -1, -1, 4)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotation_there_and_back(family: str, dtype: torch.dtype) -> None:
+    model = tiny_model(family)
+    rotary = Rotary.of(model.get_decoder())
+    keys = torch.randn(2, 3, 17, getattr(model.config, "head_dim", None) or 8).to(dtype)
+    by = torch.randint(0, 300, (2, 3, 17))
+    moved = rotary.rotate(keys, by)
+    assert moved.dtype == dtype
+    assert not torch.allclose(moved.float(), keys.float(), atol=0.1)
+    back = rotary.rotate(moved, -by)
+    assert torch.allclose(back.float(), keys.float(), atol=1e-4 if dtype == torch.float32 else 4e-2)
+    twice = rotary.rotate(rotary.rotate(keys.float(), by), by * 2)
+    assert torch.allclose(twice, rotary.rotate(keys.float(), by * 3), atol=1e-3)
+
+
+def test_what_may_not_be_dropped_yields_by_age() -> None:
+    scores = torch.tensor([[[3.0, float("inf"), 9.0, float("inf")]]])
+    ranked = oldest_first(scores, torch.tensor([[[0, 1, 2, 3]]]))
+    assert ranked.argsort(-1, descending=True)[0, 0].tolist() == [3, 1, 2, 0]
+
+
+@pytest.mark.parametrize(("tokens", "chunk"), [(1, 4), (4, 4), (5, 4), (17, 5), (3, 100)])
+def test_chunks_are_counted_from_the_end(tokens: int, chunk: int) -> None:
+    spans = chunk_spans(tokens, chunk)
+    assert [stop for _, stop in spans][-1] == tokens
+    assert all(stop - start == chunk for start, stop in spans[1:])
+    assert [start for start, _ in spans] == [0, *(stop for _, stop in spans[:-1])]
+
+
+def test_left_padding_is_counted() -> None:
+    assert left_padding(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])) == [2, 0]
+
+
+def test_a_cache_that_dropped_entries_cannot_be_rolled_back() -> None:
+    model = longfit.wrap(tiny_model("llama"), "knorm", budget="10 tokens", chunk_tokens=8)
+    cache = model(torch.randint(3, 100, (1, 30)), use_cache=True).past_key_values
+    with pytest.raises(UnsupportedFeatureError, match="rolled back"):
+        cache.crop(-1)
+    assert cache.get_seq_length() == 30
+    copy = cache.fork()
+    model(torch.randint(3, 100, (1, 1)), past_key_values=copy, use_cache=True)
+    assert (cache.seen, copy.seen) == (30, 31)
+    cache.reorder_cache(torch.tensor([0, 0]))
+    assert cache.bounded[0].kept_by_head() == [[10, 10], [10, 10]]
+
+
+@pytest.mark.parametrize("geometry", ["original", "packed"])
+def test_hybrid_models_follow_in_both_geometries(geometry: str) -> None:
+    model = tiny_model("gemma3_text")
+    ids = torch.randint(3, 100, (1, 70))
+    wrapped = longfit.wrap(model, "streaming_llm", budget="100%", chunk_tokens=16, geometry=geometry)
+    how = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False}
+    given = wrapped.generate(ids, **how)
+    with wrapped.disabled():
+        assert torch.equal(given, wrapped.generate(ids, **how))
+    small = longfit.wrap(model, "streaming_llm", budget="20 tokens", chunk_tokens=16, geometry=geometry)
+    small.generate(ids, **how)
+    layer = small(ids, use_cache=True).past_key_values.own_layers[0]
+    assert layer.keys.untyped_storage().nbytes() == layer.keys.nbytes, "the window keeps the chunk's storage alive"
