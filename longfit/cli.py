@@ -133,7 +133,7 @@ def ask(
     compressor: Compressor = "snapkv",
     budget: Budget = None,
     total: Total = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="The longest answer.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")] = 64,
     agnostic: Annotated[
         bool, typer.Option("--agnostic", help="Compress the document before the question is known.")
     ] = False,
@@ -150,7 +150,7 @@ def ask(
     # Whatever can be refused is refused before the model is loaded.
     method, limit = _method(compressor, option), _budget(budget, total)
     text = read_text(document)
-    loaded, tokenizer = load(model, dtype=dtype)
+    loaded, tokenizer = load(model, dtype=dtype, progress=not as_json)
     wrap(loaded, method, budget=limit, chunk_tokens=chunk_tokens)
     given = answer_to(loaded, tokenizer, text, question, aware=not agnostic, max_new_tokens=max_new_tokens)
     if as_json:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedConfig
 
-from longfit.budget import MemoryBudget, ModelShape, Plan, plan
+from longfit.budget import MemoryBudget, ModelShape, Plan, entry_bytes, plan
 from longfit.cache import FitCache, Ledger
 from longfit.compressors import KVCompressor
 from longfit.errors import BudgetError, UnsupportedModelError
@@ -65,11 +65,16 @@ class FitContext:
             max_chunk_tokens=DEFAULT_CHUNK_TOKENS,
             entry_state_bytes=method.entry_state_bytes + (ANGLE_BYTES if packed else 0),
             layer_state_bytes=method.layer_state_bytes(shape.query_heads, shape.key_dim, shape.dtype_bytes),
-            score_workspace=lambda chunk, kept: (
-                batch_size * method.score_workspace(shape.query_heads, shape.kv_heads, shape.key_dim, chunk, kept)
-            ),
+            score_workspace=lambda chunk, kept: batch_size * self._workspace(chunk, kept),
             min_tokens=method.min_tokens,
         )
+
+    def _workspace(self, chunk: int, kept: int) -> int:
+        """Bytes of scoring one row; a method that replays also holds the untrimmed chunk in every layer."""
+        shape, method = self.shape, self.method
+        scoring = method.score_workspace(shape.query_heads, shape.kv_heads, shape.key_dim, chunk, kept)
+        held = entry_bytes(shape, method.entry_state_bytes) * chunk * shape.full_layers if method.replays else 0
+        return scoring + held
 
     def new_cache(self, decoder: nn.Module, batch_size: int, tokens: int, new_tokens: int = 0) -> FitCache:
         """An empty cache for `batch_size` rows of up to `tokens` tokens and `new_tokens` to be generated.

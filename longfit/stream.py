@@ -93,7 +93,7 @@ class Stream:
                 total_tokens=total,
                 probe_tokens=0 if last else question,
                 question_tokens=question,
-                hold=replay,
+                hold=cache.method.replays and phase == "prefill",
             )
             call = {**arguments, name: part, "position_ids": positions.to(part.device)}
             logits = None
@@ -106,11 +106,13 @@ class Stream:
             cache.end()
             if replay:
                 self._replay(tokens[:, start:stop], arguments, name)
+            if cache.step.hold or replay:
+                cache.trim_together()
             cache.chunks += phase == "prefill"
             yield outputs, logits
 
     def _replay(self, chunk: Tensor, arguments: dict[str, Any], name: str) -> None:
-        """Make the model repeat the chunk that was just stored, then trim the whole cache."""
+        """Make the model repeat the chunk that was just stored."""
         cache = self.cache
         B, C = chunk.shape[:2]
         prompt = torch.tensor(cache.method.prompt_ids or (), dtype=torch.long, device=chunk.device).expand(B, -1)
@@ -133,7 +135,6 @@ class Stream:
         )
         call = {**arguments, name: repeated, "position_ids": positions.to(chunk.device)}
         self.decoder(**self._with_cache(call, repeated))
-        cache.trim_together()
 
     def _with_cache(self, call: dict[str, Any], part: Tensor) -> dict[str, Any]:
         mask = None

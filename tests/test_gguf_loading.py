@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models_on_disk import same_logits, tiny_llama, write_gguf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, TokenizersBackend
 
 from longfit import gguf_loading
 from longfit.errors import LoadError
 from longfit.loading import load
+from tests.tiny_models_on_disk import same_logits, tiny_llama, write_gguf
 
 LLAMA3 = {
     "rope_type": "llama3",

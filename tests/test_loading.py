@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models_on_disk import same_logits, save_tiny, tiny_llama, tiny_tokenizer
 
 from longfit import loading
 from longfit.errors import LoadError
 from longfit.loading import load, resolve_name
 from longfit.packaged import is_cached
+from tests.tiny_models_on_disk import same_logits, save_tiny, tiny_llama, tiny_tokenizer
 
 # -- what a name stands for ---------------------------------------------------------------------------------
 

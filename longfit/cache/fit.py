@@ -14,7 +14,7 @@ from longfit.cache.part import Part
 from longfit.cache.rotary import Rotary
 from longfit.cache.sliding import SlidingLayer
 from longfit.cache.step import Step
-from longfit.cache.trim import SCORE
+from longfit.cache.trim import SCORE, oldest_first
 from longfit.errors import BudgetExceededError, UnsupportedModelError
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -117,9 +117,16 @@ class FitCache(Cache):
         self.columns = columns
         positions = offsets.clamp(min=0) + torch.tensor(self.ledger.base)[:, None]
         if self.step.phase == "decode":
-            for layer in self.bounded:
-                layer.make_room()
+            self._make_room()
         return positions
+
+    def _make_room(self) -> None:
+        if self.method.replays:
+            kept = self.ledger.kept_limit(self.seen)
+            self.trim_together(self.seen + 1, reserve=max(1, kept // 64))
+            return
+        for layer in self.bounded:
+            layer.make_room()
 
     def end(self) -> None:
         """After a forward: in the packed geometry, the next token's rotary position moves on."""
@@ -152,25 +159,30 @@ class FitCache(Cache):
     def _parts_of(self, row: int) -> list[Part]:
         return [p for layer in self.bounded for p in layer.parts if p.rows.start <= row < p.rows.stop]
 
-    def trim_together(self) -> None:
-        """Trim what was held, over all heads of all layers at once (KVzip).
+    def trim_together(self, seen: int | None = None, reserve: int = 0) -> None:
+        """Trim over all heads of all layers at once (methods that replay).
+
+        Args:
+            seen: columns for which the limit is meant; those seen by default.
+            reserve: leave room for so many more entries in each head.
 
         Raises:
             BudgetExceededError: the cache holds more than its limit afterwards.
         """
-        rows = sorted({part.rows.start for layer in self.bounded for part in layer.parts})
-        for row in rows:
+        for row in sorted({part.rows.start for layer in self.bounded for part in layer.parts}):
             parts = [p for p in self._parts_of(row) if p.store is not None]
             padding = self.ledger.padding[row] if self.ledger.padding else 0
             heads = len(parts) // max(1, len(self.bounded))
-            limit = heads * sum(layer.limit(padding, self.seen) for layer in self.bounded)
-            if sum(p.kept for p in parts) <= limit:
+            limit = heads * sum(layer.limit(padding, seen or self.seen) for layer in self.bounded)
+            if sum(p.kept + (reserve > 0) for p in parts) <= limit:
                 continue
             stores = [p.store for p in parts if p.store is not None]
-            chosen = self.method.select_together([s.scores[SCORE] for s in stores], limit)
+            scores = [oldest_first(s.scores[SCORE], s.positions) for s in stores]
+            chosen = self.method.select_together(scores, limit - reserve * len(parts))
             for part, store, indices in zip(parts, stores, chosen, strict=True):
-                part.store = store.selected(indices.sort(-1).values, indices.shape[-1])
-                part.allowance = part.kept
+                part.store = store.selected(indices.sort(-1).values, indices.shape[-1] + reserve)
+            for layer in self.bounded:
+                layer.dropped += 1
             if sum(p.kept for p in parts) > limit:
                 raise BudgetExceededError(f"the cache holds {sum(p.kept for p in parts)} entries, its limit is {limit}")
 

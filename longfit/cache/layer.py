@@ -199,8 +199,8 @@ class BoundedLayer(CacheLayerMixin):
                 for part in row
             ]
             candidates, views = [store for store, _ in taken], [view for _, view in taken]
-            if step.hold or step.replayed_tokens:
-                continue
+            if self.method.replays:
+                continue  # the whole cache is trimmed together, see FitCache.trim_together
             if sum(store.n for store in candidates) > limit:
                 self._trim(row, candidates, views, limit // len(row), 0)
             elif self.method.persists and step.phase == "prefill":
@@ -229,7 +229,7 @@ class BoundedLayer(CacheLayerMixin):
         fresh = {SCORE: INFINITY, ANGLE: angles}
         if not real:
             candidate = part.store
-        elif step.hold or part.store.n + real <= limit:
+        elif step.hold or self.method.replays or part.store.n + real <= limit:
             part.store.append(resting, values[:, :, :real], places, fresh, limit)
             candidate = part.store
         else:
@@ -279,8 +279,6 @@ class BoundedLayer(CacheLayerMixin):
 
     def _row_limit(self, row: list[Part], seen: int) -> int:
         """Entries that the heads of a row may hold together (a part of several heads counts once)."""
-        if row[0].allowance is not None:
-            return sum(part.allowance or 0 for part in row)
         return len(row) * self.limit(row[0].padding, seen)
 
     @property

@@ -23,7 +23,6 @@ class Part:
         queries: [B, H, W, D] the last queries, rotated as the attention used them, or None.
         query_positions: [W] their places.
         state: running state of the method, by name, batch first.
-        allowance: entries that the part may hold, where the whole cache was trimmed together; else None.
     """
 
     rows: slice
@@ -33,7 +32,6 @@ class Part:
     queries: Tensor | None = None
     query_positions: Tensor | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
-    allowance: int | None = None
 
     @property
     def kept(self) -> int:
@@ -76,5 +74,4 @@ class Part:
             queries=None if self.queries is None else pick(self.queries),
             query_positions=self.query_positions,
             state={name: pick(t) for name, t in self.state.items()},
-            allowance=self.allowance,
         )

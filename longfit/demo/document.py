@@ -4,14 +4,14 @@ import calendar
 from importlib.resources import files
 
 TITLE = "The log of the lighthouse at Carrow Point, kept for one year by Edmund Hale."
-FACT = "The inspector locked the iron chest before he left. The secret word that opens the iron chest is walnut."
-QUESTION = "What is the secret word that opens the iron chest?"
-ANSWER = "walnut"
+FACT = "A parrot came with the supply boat. The parrot's name is Solomon."
+QUESTION = "A parrot came to the lighthouse. What is the parrot's name?"
+ANSWER = "Solomon"
 
 WINDS = ("south-west", "north", "west", "east", "north-west", "south", "south-east", "north-east")
 STRENGTHS = ("a light breeze", "a fresh breeze", "half a gale", "hardly any wind", "a steady wind", "a gale")
 SEAS = ("a long swell", "a short, steep sea", "calm water", "broken water on the reef", "a moderate sea")
-VISITORS = (
+VESSELS = (
     "Two brigs and a ketch passed.",
     "No sail in sight.",
     "A collier passed to the north.",
@@ -32,7 +32,7 @@ def entries() -> list[str]:
             f"{STRENGTHS[number % len(STRENGTHS)].capitalize()} from the {WINDS[number * 3 % len(WINDS)]}, "
             f"{SEAS[number % len(SEAS)]}, the sky {SKIES[number % len(SKIES)]}."
         )
-        passing = VISITORS[number % len(VISITORS)]
+        passing = VESSELS[number % len(VESSELS)]
         fact = f" {FACT}" if number == len(notes) // 2 else ""
         made.append(f"{day} {calendar.month_name[month]}. {weather} {passing} {note}{fact}")
     return made

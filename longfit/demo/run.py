@@ -51,8 +51,8 @@ def run(say: Callable[[str], object] = print) -> DemoResult:
     import longfit
     from longfit.docqa import ask, split_prompt
 
-    model, tokenizer = longfit.load(MODEL)
-    longfit.wrap(model, COMPRESSOR, budget=BUDGET, **OPTIONS)
+    loaded, tokenizer = longfit.load(MODEL)
+    model = longfit.wrap(loaded, COMPRESSOR, budget=BUDGET, **OPTIONS)
     context, rest = split_prompt(tokenizer, document(), QUESTION)
     planned = model.longfit.plan(1, len(context) + len(rest))
     say(f"model     {MODEL}, {str(model.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
@@ -76,7 +76,7 @@ def run(say: Callable[[str], object] = print) -> DemoResult:
         expected=ANSWER,
         answer=given.text,
         without_document=alone,
-        correct=ANSWER in given.text.lower(),
+        correct=ANSWER.lower() in given.text.lower(),
         report=given.report.to_dict(),
     )
 

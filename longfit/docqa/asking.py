@@ -93,7 +93,6 @@ def ask(
         how["question_tokens"] = len(rest)
     else:
         memory = model.compress(_tensor(model, context))
-        spent = model.fit_report
         prompt = _tensor(model, rest)
         how["memory"] = memory
     out = model.generate(prompt, attention_mask=torch.ones_like(prompt), **how)
