@@ -67,6 +67,7 @@ class FitContext:
             layer_state_bytes=method.layer_state_bytes(shape.query_heads, shape.key_dim, shape.dtype_bytes),
             score_workspace=lambda chunk, kept: batch_size * self._workspace(chunk, kept),
             min_tokens=method.min_tokens,
+            packed=packed,
         )
 
     def _workspace(self, chunk: int, kept: int) -> int:

@@ -31,9 +31,6 @@ def gemma3():
 
 
 def _packaged(name: str):
-    from longfit.loading import load
+    from tests.test_loading import load_real
 
-    try:
-        return load(name, dtype=torch.float32, progress=False)
-    except LoadError as error:
-        pytest.skip(f"{name} cannot be had here: {error}")
+    return load_real(name, dtype=torch.float32)

@@ -2,6 +2,7 @@
 
 Run:  python recipes/bench/calibrate_plan.py                  # the table of docs/memory.md, about 15 minutes
       python recipes/bench/calibrate_plan.py --shape wide --dtype float32 --chunk 1024 --kept 512 --terms
+      python recipes/bench/calibrate_plan.py --first-run      # what the first run of a process takes
       python recipes/bench/calibrate_plan.py --malloc default # glibc as it comes
 
 Every measurement is a process of its own: constant weights, a warm-up, then the resident high-water mark is
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--kept", type=int, action="append")
     parser.add_argument("--method", default="knorm")
     parser.add_argument("--malloc", choices=["fixed", "default"], default="fixed", help="glibc's mmap threshold")
+    parser.add_argument("--first-run", action="store_true", help="warm up with 16 tokens only")
     parser.add_argument("--generate", action="store_true", help="generate two tokens too")
     parser.add_argument("--terms", action="store_true", help="print the terms of every prediction")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -136,7 +138,7 @@ def main() -> None:
     )
     for shape, dtype, chunk, kept in cases:
         case = {"shape": shape, "dtype": dtype, "chunk": chunk, "kept": kept}
-        case |= {"method": options.method, "generate": options.generate, "warm": options.malloc == "fixed"}
+        case |= {"method": options.method, "generate": options.generate, "warm": options.malloc == "fixed" and not options.first_run}
         print(row(case, options.malloc, options.terms), flush=True)
 
 
