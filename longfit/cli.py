@@ -111,7 +111,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Does an input fit, and what would be kept? Reads the model's configuration, never its weights."""
-    from longfit.docqa.planning import planned
+    from longfit.planning import planned
 
     made = planned(
         model,

@@ -237,7 +237,7 @@ def _from_pretrained(
     except LoadError:
         raise
     except Exception as error:
-        raise LoadError(_explain(place, error)) from error
+        raise LoadError(explain(place, error)) from error
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise LoadError(
@@ -262,7 +262,7 @@ def _attention(asked: str | None, config: Any, device: torch.device, dtype: torc
     return "flash_attention_2" if getattr(model_class, "_supports_flash_attn", False) else None
 
 
-def _explain(place: str, error: Exception) -> str:
+def explain(place: str, error: Exception) -> str:
     chain: list[str] = []
     cause: BaseException | None = error
     while cause is not None:

@@ -8,8 +8,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from longfit.errors import LoadError
-
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 

@@ -212,7 +212,7 @@ def test_a_budget_in_bytes_is_what_is_allocated(budget: str) -> None:
 
 
 def test_models_that_cannot_be_wrapped_are_refused_by_name() -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel, Gemma2Config, Gemma2ForCausalLM, T5Config
+    from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, T5Config
 
     with pytest.raises(UnsupportedModelError, match="GPT2LMHeadModel"):
         longfit.wrap(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11)), "knorm", budget="9%")

@@ -62,10 +62,10 @@ def run(say: Callable[[str], object] = print) -> DemoResult:
         f"budget    {BUDGET}: {planned.kept_tokens:,} tokens a layer, about {format_bytes(planned.kv_kept_bytes)} "
         f"of the {format_bytes(planned.kv_full_bytes)} of keys and values, in chunks of {planned.chunk_tokens:,}"
     )
+    alone = _without_document(model, tokenizer)  # first, so that the weights are resident before the peak is measured
     say("reading   (some seconds to a minute) ...")
     given = ask(model, tokenizer, document(), QUESTION, max_new_tokens=MAX_NEW_TOKENS)
     say(f"answer    {given.text}")
-    alone = _without_document(model, tokenizer)
     say(f"          (asked without the document: {alone})")
     say(f"spent     {given.report}")
     return DemoResult(

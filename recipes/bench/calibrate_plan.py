@@ -138,7 +138,11 @@ def main() -> None:
     )
     for shape, dtype, chunk, kept in cases:
         case = {"shape": shape, "dtype": dtype, "chunk": chunk, "kept": kept}
-        case |= {"method": options.method, "generate": options.generate, "warm": options.malloc == "fixed" and not options.first_run}
+        case |= {
+            "method": options.method,
+            "generate": options.generate,
+            "warm": options.malloc == "fixed" and not options.first_run,
+        }
         print(row(case, options.malloc, options.terms), flush=True)
 
 

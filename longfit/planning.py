@@ -61,7 +61,7 @@ def configuration(model: str) -> Any:
     """
     from transformers import AutoConfig
 
-    from longfit.loading import _explain, resolve_name
+    from longfit.loading import explain, resolve_name
     from longfit.packaged import model_folder
 
     kind, place = resolve_name(model)
@@ -76,7 +76,7 @@ def configuration(model: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(place, **given)
     except Exception as error:
-        raise LoadError(_explain(place, error)) from error
+        raise LoadError(explain(place, error)) from error
     return config.get_text_config(decoder=True)
 
 
