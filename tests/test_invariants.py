@@ -49,6 +49,9 @@ def test_the_budget_holds_at_every_step_and_is_used(family: str, method: str, mo
             held.append(total)
             allocated = sum(p.store.capacity for p in layer.parts if p.store is not None) / len(layer.parts)
             assert allocated <= layer.limit(0, layer.seen)
+        if layer.step.phase == "decode":
+            newest = [p.store.positions[..., -1] for p in layer.parts]
+            assert all(bool((last == layer.seen - 1).all()) for last in newest), "a decoded token was lost"
 
     monkeypatch.setattr(BoundedLayer, "finish", watched)
     model, ids = tiny_model(family), prompt(61)

@@ -203,8 +203,11 @@ class BoundedLayer(CacheLayerMixin):
                 continue  # the whole cache is trimmed together, see FitCache.trim_together
             if sum(store.n for store in candidates) > limit:
                 self._trim(row, candidates, views, limit // len(row), 0)
-            elif self.method.persists and step.phase == "prefill":
-                score(self.method, candidates, views)
+            else:
+                if self.method.persists and step.phase == "prefill":
+                    score(self.method, candidates, views)
+                for part, candidate in zip(row, candidates, strict=True):
+                    part.store = candidate
             if sum(part.kept for part in row) > limit:
                 raise BudgetExceededError(
                     f"layer {self.index} holds {sum(p.kept for p in row)} entries, its limit is {limit}"
@@ -229,7 +232,7 @@ class BoundedLayer(CacheLayerMixin):
         fresh = {SCORE: INFINITY, ANGLE: angles}
         if not real:
             candidate = part.store
-        elif step.hold or self.method.replays or part.store.n + real <= limit:
+        elif step.hold or self.method.replays or part.store.n + real <= max(limit, part.store.capacity):
             part.store.append(resting, values[:, :, :real], places, fresh, limit)
             candidate = part.store
         else:
