@@ -236,8 +236,8 @@ def wrap(
         context.plan()
     elif not context.shape.full_layers and context.budget.keep_ratio < 1:
         raise UnsupportedModelError(
-            f"every layer of {type(inner).__name__} is a sliding-window layer of {context.shape.sliding_window} tokens, "
-            "which stays as it is; there is nothing to compress to a ratio"
+            f"every layer of {type(inner).__name__} has a sliding window of {context.shape.sliding_window} tokens and "
+            "stays as it is; there is nothing to compress to a ratio"
         )
     _become(inner, _fitted(cast(Any, type(inner))))
     inner.longfit = context

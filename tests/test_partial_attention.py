@@ -10,7 +10,7 @@ SHAPES = [(1, 4, 4, 63, 0, 64), (2, 6, 2, 37, 21, 60), (1, 9, 3, 1, 50, 100), (1
 
 def reference(q, k, v, stored, scaling):
     """One softmax over stored and chunk keys, in float64."""
-    B, H, Q, _ = q.shape
+    H, Q = q.shape[1:3]
     group = H // k.shape[1]
     keys = torch.cat([stored[0], k], 2) if stored is not None else k
     values = torch.cat([stored[1], v], 2) if stored is not None else v
