@@ -102,3 +102,38 @@ def test_packed_stream_goes_past_the_window() -> None:
     hook.remove()
     assert answer.shape[1] == 480
     assert max(seen) < 64
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_every_method_can_pack_its_positions(family: str, method: str) -> None:
+    """Packed positions through prefill, decoding and a second turn; with nothing dropped they are the original ones."""
+    model = tiny_model(family)
+    ids = torch.randint(3, 100, (1, 50))
+    how = {"max_new_tokens": 12, "do_sample": False}
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), **how)
+    wrapped = longfit.wrap(model, METHODS[method](), budget="100%", chunk_tokens=12, geometry="packed")
+    assert torch.equal(wrapped.generate(ids, attention_mask=torch.ones_like(ids), **how), expected)
+    wrapped = longfit.wrap(model, METHODS[method](), budget="24 tokens", chunk_tokens=12, geometry="packed")
+    first = wrapped.generate(ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **how)
+    longer = torch.cat([first.sequences, torch.randint(3, 100, (1, 30))], 1)
+    cache = first.past_key_values
+    second = wrapped.generate(longer, attention_mask=torch.ones_like(longer), past_key_values=cache, **how)
+    assert second.shape[1] == 50 + 12 + 30 + 12
+    assert 23 <= wrapped.fit_report.kept_tokens <= 24
+
+
+def test_remembered_queries_follow_the_packed_positions() -> None:
+    """Scores of a window that ended in the last chunk are the same before and after the renumbering."""
+    model = tiny_model("llama")
+    ids = torch.randint(3, 100, (1, 40))
+    wrapped = longfit.wrap(model, METHODS["snapkv"](), budget="24 tokens", chunk_tokens=40, geometry="packed")
+    cache = wrapped(ids, use_cache=True).past_key_values
+    layer = cache.bounded[0]
+    part = layer.parts[0]
+    before = layer.rotary.rotate(part.store.keys, part.store.positions.long())
+    logits = part.queries[:, :2] @ before[:, :1].mT
+    cache.begin(1, None, 1, phase="decode", total_tokens=41)
+    # Distances to kept keys shrink by the holes between; the newest entries, behind the last hole, keep theirs.
+    after = layer.parts[0].queries[:, :2] @ part.store.keys[:, :1].mT
+    assert torch.allclose(after[..., -6:], logits[..., -6:], atol=1e-3)

@@ -153,8 +153,9 @@ class FitCache(Cache):
         for layer in self.own_layers:
             if isinstance(layer, SlidingLayer):
                 layer.move(moved)
-        if bool((moved != 0).any()):
-            self._each_part(lambda part, rotary: part.forget_queries())
+        for layer in self.bounded:
+            for part in layer.parts:
+                part.move_queries(int(moved[part.rows.start]), layer.rotary)
 
     def _parts_of(self, row: int) -> list[Part]:
         return [p for layer in self.bounded for p in layer.parts if p.rows.start <= row < p.rows.stop]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from longfit.cache.rotary import Rotary
 from longfit.cache.store import Store
 
 
@@ -56,6 +57,12 @@ class Part:
             positions = torch.cat([self.query_positions, positions])
         self.queries = queries[:, :, -window_tokens:].clone()
         self.query_positions = positions[-window_tokens:].clone()
+
+    def move_queries(self, by: int, rotary: Rotary | None) -> None:
+        """Let the remembered queries follow when the packed geometry numbers the tokens anew."""
+        if by and self.queries is not None and rotary is not None:
+            shift = torch.full(self.queries.shape[:3], by, device=self.queries.device)
+            self.queries = rotary.rotate(self.queries, shift)
 
     def forget_queries(self) -> None:
         self.queries = self.query_positions = None
