@@ -120,8 +120,8 @@ def _run_cells(
     left = sum((cell.cell_id, sample.sample_id) not in done for cell in cells for sample in samples)
     finished, started, failed = 0, time.monotonic(), dict[str, str]()
     if recipe.shared_prefill:
-        _run_shared(recipe, cells, samples, done, model, tokenizer, log)
-        _write_metrics(output, recipe, cells, failed)
+        for _ in _run_shared(recipe, cells, samples, done, model, tokenizer, log):
+            _write_metrics(output, recipe, cells, failed)
         return failed
     for first in range(0, recipe.n, recipe.block_samples):
         block = [sample for sample in samples if first <= sample.index < first + recipe.block_samples]
@@ -163,7 +163,7 @@ def _run_shared(
     model: Any,
     tokenizer: Any,
     log: IO[str],
-) -> None:
+) -> Iterator[None]:
     """Task by task and sample by sample through every missing cell, from shared prefills."""
     started = time.monotonic()
     for number, sample in enumerate(sorted(samples, key=lambda sample: recipe.tasks.index(sample.task))):
@@ -181,6 +181,7 @@ def _run_shared(
             file=sys.stderr,
             flush=True,
         )
+        yield
 
 
 def _write_metrics(output: Path, recipe: Recipe, cells: list[Cell], failed: dict[str, str]) -> dict[str, Any]:
