@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from test_needle import byte_tokenizer
+from tests.test_needle import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longfit.errors import InputError

@@ -16,8 +16,8 @@ class ChunkKV(Wrapper):
     scorer's score summed over heads, and whole spans stay, the same for all heads (Liu et al., 2025, arXiv:2502.00299,
     section 3.2).
 
-    Deviation: the paper keeps a whole number of spans; here the next best span is filled from its start until the
-    budget is used to the entry.
+    Deviation: the paper keeps a whole number of spans, which may be fewer or more entries than asked for; here the
+    last span is filled from its start until the budget is used to the entry.
 
     Args:
         scorer: any plain scorer, by name or as an object.
