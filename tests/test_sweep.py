@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from tests.test_needle import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longfit.errors import InputError
 from longfit.eval import answering, sweep, tables
 from longfit.eval.recipe import Recipe
+from tests.test_needle import byte_tokenizer
 
 RECIPE = {
     "name": "tiny",
@@ -220,7 +220,7 @@ def _yield(value):
 
 def test_a_cell_that_kept_too_much_fails(loaded):
     with pytest.raises(answering.BudgetExceededError, match="above 25%"):
-        answering._check_kept(Recipe.read(RECIPE).expand()[5], kept_tokens=300, tokens_in=1000, new_tokens=16)
+        answering.check_kept(Recipe.read(RECIPE).expand()[5], kept_tokens=300, tokens_in=1000, new_tokens=16)
 
 
 def test_real_methods_answer_through_the_wrapper(tmp_path, loaded, monkeypatch):
