@@ -89,7 +89,6 @@ class FitMixin:
         try:
             return base.generate(*args, **kwargs)
         finally:
-            cache.step.hold = False
             self.longfit.report = self._report(cache, meter.peak_bytes())
 
     @torch.no_grad()
