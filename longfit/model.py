@@ -1,5 +1,6 @@
 """wrap, unwrap, disabled: the drop-in wrapper."""
 
+import copy
 import functools
 import inspect
 import types
@@ -220,7 +221,7 @@ def wrap(
         raise InputError(f'geometry={geometry!r}; it is "original" or "packed"')
     if chunk_tokens is not None and chunk_tokens < 1:
         raise InputError(f"chunk_tokens={chunk_tokens}; it has to be at least 1")
-    method = _method(compressor, options)
+    method = copy.copy(_method(compressor, options))  # bound to this model, whatever else it is used for
     method.bind(inner)
     context = FitContext(
         method=method,

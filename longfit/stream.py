@@ -115,7 +115,7 @@ class Stream:
         """Make the model repeat the chunk that was just stored."""
         cache = self.cache
         B, C = chunk.shape[:2]
-        prompt = torch.tensor(cache.method.prompt_ids or (), dtype=torch.long, device=chunk.device).expand(B, -1)
+        prompt = torch.tensor(cache.method.repeat_ids, dtype=torch.long, device=chunk.device).expand(B, -1)
         if name == "inputs_embeds":
             prompt = self.model.get_input_embeddings()(prompt)
         padding = list(cache.step.padding)

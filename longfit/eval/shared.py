@@ -31,8 +31,8 @@ class Recorder(KVCompressor):
         return any(method.replays for method in self.methods)
 
     @property
-    def prompt_ids(self) -> tuple[int, ...]:
-        return next((getattr(m, "prompt_ids", None) or () for m in self.methods if m.replays), ())
+    def repeat_ids(self) -> tuple[int, ...]:
+        return next((getattr(m, "repeat_ids", ()) for m in self.methods if m.replays), ())
 
     @property
     def score_names(self) -> tuple[str, ...]:  # type: ignore[override]

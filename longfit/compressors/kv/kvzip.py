@@ -1,6 +1,7 @@
 """KVzip: keep what the model needs to repeat the context."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from longfit.cache import SCORE, SINK, View
 from longfit.compressors.base import KVCompressor
+
+logger = logging.getLogger("longfit")
 
 QUERY_BLOCK = 256
 
@@ -43,6 +46,7 @@ class KVzip(KVCompressor):
     sink_tokens: int = 4
     prompt: str = "\n\nRepeat the previous context exactly."
     prompt_ids: tuple[int, ...] | None = None
+    repeat_ids: tuple[int, ...] = field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._at_least(0, sink_tokens=self.sink_tokens)
@@ -52,8 +56,7 @@ class KVzip(KVCompressor):
         return self.sink_tokens + 1
 
     def bind(self, model: Any) -> None:
-        if self.prompt_ids is None:
-            self.prompt_ids = _tokenise(model.name_or_path, self.prompt)
+        self.repeat_ids = _tokenise(model.name_or_path, self.prompt) if self.prompt_ids is None else self.prompt_ids
 
     def observe(self, view: View) -> None:
         """Score the replayed chunk: the last `view.replayed` candidates."""
@@ -105,5 +108,8 @@ def _tokenise(name_or_path: str, text: str) -> tuple[int, ...]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, local_files_only=True)
     except (OSError, ValueError):
+        logger.warning(
+            "kvzip: no tokenizer at %r, so the context is repeated without a prompt; give prompt_ids", name_or_path
+        )
         return ()
     return tuple(tokenizer(text, add_special_tokens=False).input_ids)
