@@ -39,3 +39,7 @@ class LoadError(LongfitError, RuntimeError):
 
 class FingerprintError(LongfitError, ValueError):
     """A memory that belongs to another model, tokenizer, adapter or method."""
+
+
+class DataError(LongfitError, ValueError):
+    """An evaluation's data file that is missing or broken; the message says which, where it comes from, its format."""

@@ -69,23 +69,37 @@ class KVzip(KVCompressor):
 
     def _highest_attention(self, view: View, C: int) -> Tensor:
         """[B, G, C]: the maximum over queries and heads of the group of softmax over sinks, chunk and repetition."""
-        assert view.all_queries is not None and view.probe_keys is not None
-        queries, probes = view.all_queries, view.probe_keys
+        assert view.all_queries is not None
+        queries = view.all_queries
         B, H, Q, D = queries.shape
-        G = probes.shape[1]
-        sinks = min(self.sink_tokens, view.size - C)
-        keys = torch.cat([view.keys[:, :, :sinks], view.keys[:, :, -C:], probes], 2)
-        columns = torch.arange(Q, device=keys.device)
-        highest = torch.full((B, G, C), float("-inf"), device=keys.device)
+        G = view.keys.shape[1]
+        chunk = view.keys[:, :, -C:].mT
+        highest = torch.full((B, G, C), float("-inf"), device=queries.device)
         for start in range(0, Q, QUERY_BLOCK):
-            block = queries[:, :, start : start + QUERY_BLOCK]
-            n = block.shape[2]
-            logits = (block.reshape(B, G, H // G * n, D) @ keys.mT).float().view(B, G, H // G, n, -1) * view.scaling
-            later = columns[None] > (start + torch.arange(n, device=keys.device))[:, None]
-            logits[..., sinks + C :].masked_fill_(later, float("-inf"))
-            log_attention = logits[..., sinks : sinks + C] - logits.logsumexp(-1, keepdim=True)
-            highest = torch.maximum(highest, log_attention.amax((2, 3)))
+            block = queries[:, :, start : start + QUERY_BLOCK].reshape(B, G, -1, D)
+            normaliser = self._log_sum_exp(view, C, start).reshape(B, G, -1, 1)
+            logits = block @ chunk
+            # One pass for what would be three: scale, widen to fp32, normalise.
+            log_attention = torch.add(normaliser.neg(), logits, alpha=view.scaling)
+            highest = torch.maximum(highest, log_attention.amax(2))
         return highest.exp_()
+
+    def _log_sum_exp(self, view: View, C: int, start: int) -> Tensor:
+        """[B, H, n] normaliser of one block of queries over sinks, chunk and repetition so far."""
+        assert view.all_queries is not None and view.probe_keys is not None and view.log_sum_exp is not None
+        stop = min(start + QUERY_BLOCK, view.all_queries.shape[2])
+        sinks = min(self.sink_tokens, view.size - C)
+        if sinks + C == view.size:
+            # Nothing else is stored, so the attention's own normaliser is the one.
+            return view.log_sum_exp[:, :, start:stop]
+        queries = view.all_queries[:, :, start:stop]
+        B, H, n, D = queries.shape
+        G = view.probe_keys.shape[1]
+        keys = torch.cat([view.keys[:, :, :sinks], view.keys[:, :, -C:], view.probe_keys[:, :, :stop]], 2)
+        logits = (queries.reshape(B, G, -1, D) @ keys.mT).float().mul_(view.scaling).view(B, G, H // G, n, -1)
+        repetition = torch.arange(stop, device=keys.device)
+        logits[..., sinks + C :].masked_fill_(repetition[None] > repetition[start:, None], float("-inf"))
+        return logits.logsumexp(-1).view(B, H, n)
 
     def select(self, views: list[View], scores: list[Tensor], n_keep: int) -> list[Tensor]:
         return self.select_together(scores, n_keep * len(scores))
