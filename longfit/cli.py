@@ -89,10 +89,10 @@ def _root(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="compressors, recipes or models")] = "compressors",
+    what: Annotated[str, typer.Argument(help="compressors, models, recipes or tasks")] = "compressors",
     as_json: Json = False,
 ) -> None:
-    """What there is: compressors, recipes or models."""
+    """What there is: compressors, models, recipes or tasks."""
     rows = _listing(what)
     print(json.dumps(rows) if as_json else _blocks(rows))
 
@@ -193,6 +193,50 @@ def bench(
     print(json.dumps(result) if as_json else render(result))
 
 
+@app.command("eval")
+def eval_(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder; started again, it goes on.")],
+    suite: Annotated[str, typer.Option("--suite", "-s", help="See `longfit list tasks`; or lm-eval.")] = "ruler",
+    tasks: Annotated[str | None, typer.Option("--tasks", help="a,b,c; all of the suite if left out.")] = None,
+    length: Annotated[str, typer.Option("--length", help="Tokens of a prompt with its answer: 4096,8k.")] = "4096",
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Samples of each task.")] = 20,
+    model: Model = "smollm2-135m",
+    compressor: Annotated[
+        str, typer.Option("--compressor", "-c", help="Methods, a,b,c; see `longfit list`. `full` alone: none.")
+    ] = "snapkv",
+    budget: Annotated[str, typer.Option("--budget", "-b", help="25%,10% or '512 tokens' or 64MiB.")] = DEFAULT_BUDGET,
+    question: Annotated[str, typer.Option("--question", help="agnostic, aware or both.")] = "both",
+    chunk_tokens: ChunkTokens = None,
+    option: Options = None,
+    data: Data = None,
+    dtype: Dtype = "auto",
+    seed: Annotated[int, typer.Option("--seed", help="Of the samples.")] = 42,
+    chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Use the chat template, where there is one.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Score methods on a suite beside the full cache, no context and truncation; then print the tables."""
+    from longfit.eval.command import Asked, evaluate
+
+    given = Asked(
+        suite=suite,
+        tasks=tuple(filter(None, (tasks or "").split(","))),
+        lengths=tuple(length.split(",")),
+        n=limit,
+        model=model,
+        compressors=tuple(compressor.split(",")),
+        options=_options(option),
+        budgets=tuple(budget.split(",")),
+        question=question,
+        chunk_tokens=chunk_tokens,
+        data=data,
+        dtype=dtype,
+        seed=seed,
+        chat=chat,
+    )
+    result, text = evaluate(given, output)
+    print(json.dumps(result) if as_json else text)
+
+
 @app.command()
 def sweep(
     recipe: Annotated[Path, typer.Argument(help="A YAML file; see `longfit list recipes`.")],
@@ -202,27 +246,45 @@ def sweep(
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first samples of each task.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate methods on a task; finished samples are not run again."""
+    """Run a grid of models, methods, budgets and tasks; finished samples are not run again."""
     from longfit.eval.sweep import run
 
     metrics = run(recipe, output, data=data, shard=shard, limit=limit)
     if as_json:
         print(json.dumps(metrics))
     else:
-        print(f"done; the tables: longfit report {output}", file=sys.stderr)
+        print(f"done; the tables and plots: longfit report {output}", file=sys.stderr)
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="The folder of a sweep.")]) -> None:
-    """The tables of a sweep, as Markdown."""
-    from longfit.eval.tables import report as tables
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a sweep.")],
+    compare: Annotated[Path | None, typer.Option("--compare", help="A second run, to stand beside it.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write; the run folder.")] = None,
+) -> None:
+    """Tables (Markdown, CSV), plots (PNG, SVG) and one HTML page of a sweep, or two runs side by side."""
+    from longfit.eval import report as reports
 
-    print(tables(run))
+    made = reports.report(run, output) if compare is None else reports.compare(run, compare, output or run)
+    print(made.markdown)
+    print(f"written: {', '.join(str(file) for file in made.files)}", file=sys.stderr)
 
 
 def _method(name: str, options: list[str] | None) -> Any:
-    """The compressor `name` with its `key=value` options; a value that is JSON (a number, say) is read as such."""
+    """The compressor `name` with its `key=value` options."""
     from longfit.compressors import get
+    from longfit.errors import InputError
+
+    try:
+        return get(name, **_options(options))
+    except (TypeError, ValueError) as error:
+        if _exit_code(error) is not None:
+            raise
+        raise InputError(f"{name} cannot take {', '.join(options or [])}: {error}") from error
+
+
+def _options(options: list[str] | None) -> dict[str, Any]:
+    """`key=value` pairs; a value that is JSON (a number, say) is read as such."""
     from longfit.errors import InputError
 
     given: dict[str, Any] = {}
@@ -234,12 +296,7 @@ def _method(name: str, options: list[str] | None) -> Any:
             given[key] = json.loads(value)
         except json.JSONDecodeError:
             given[key] = value
-    try:
-        return get(name, **given)
-    except (TypeError, ValueError) as error:
-        if _exit_code(error) is not None:
-            raise
-        raise InputError(f"{name} cannot take {', '.join(options or [])}: {error}") from error
+    return given
 
 
 def _budget(budget: str | None, total: str | None) -> Any:
@@ -250,7 +307,7 @@ def _budget(budget: str | None, total: str | None) -> Any:
 
 
 def _listing(what: str) -> list[dict[str, Any]]:
-    """One mapping of facts per compressor, recipe or model."""
+    """One mapping of facts per compressor, model, recipe or task."""
     from longfit.errors import UnknownNameError
 
     if what == "compressors":
@@ -266,7 +323,15 @@ def _listing(what: str) -> list[dict[str, Any]]:
         ]
     if what == "recipes":
         return [{"name": str(path), "summary": _first_comment(path)} for path in _recipes()]
-    raise UnknownNameError(f"there is no list of {what!r}; there are compressors, recipes and models")
+    if what == "tasks":
+        from longfit.eval.suites import SUITES, tasks_of
+
+        return [
+            {"name": f"{suite}/{name}", "summary": task.metric}
+            for suite in SUITES
+            for name, task in tasks_of(suite).items()
+        ]
+    raise UnknownNameError(f"there is no list of {what!r}; there are compressors, models, recipes and tasks")
 
 
 def _facts(method: Any) -> dict[str, Any]:

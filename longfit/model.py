@@ -153,11 +153,8 @@ class FitMixin:
 
     def _report(self, cache: FitCache, peak_bytes: int | None) -> FitReport:
         kept, seen = cache.kept_tokens, cache.tokens_in
-        shape, bounded = self.longfit.shape, cache.bounded
+        bounded = cache.bounded
         per_layer = [[n for row in layer.kept_by_head() for n in row] for layer in bounded]
-        entry = shape.kv_heads * (shape.key_dim + shape.value_dim) * shape.dtype_bytes
-        rows = cache.rows or 1
-        full = rows * entry * (shape.full_layers * seen + shape.sliding_layers * min(seen, shape.sliding_window))
         return FitReport(
             method=repr(self.longfit.method),
             geometry="packed" if cache.ledger.packed else "original",
@@ -168,7 +165,7 @@ class FitMixin:
             kept_per_layer=[sum(heads) / len(heads) if heads else 0.0 for heads in per_layer],
             kept_per_head=[layer.kept_by_head()[0] if layer.parts else [] for layer in bounded],
             kv_bytes=cache.nbytes,
-            full_kv_bytes=full,
+            full_kv_bytes=(cache.rows or 1) * self.longfit.shape.full_kv_bytes(seen),
             budget=str(self.longfit.budget),
             limit_tokens=cache.ledger.kept_tokens,
             chunk_tokens=cache.chunk_tokens,
@@ -226,7 +223,7 @@ def wrap(
     context = FitContext(
         method=method,
         budget=MemoryBudget.parse(budget, total=total),
-        shape=_shape(inner),
+        shape=model_shape(inner),
         config=text_config(inner),
         chunk_tokens=chunk_tokens,
         geometry=geometry,
@@ -335,7 +332,8 @@ def _method(compressor: Any, options: dict[str, Any]) -> KVCompressor:
     return compressor
 
 
-def _shape(model: PreTrainedModel) -> ModelShape:
+def model_shape(model: PreTrainedModel) -> ModelShape:
+    """Sizes of a loaded model."""
     weights = model.get_memory_footprint(return_buffers=False)
     dtype = model.dtype if model.dtype.is_floating_point else torch.bfloat16
     return ModelShape.from_config(text_config(model), weights_bytes=int(weights), dtype_bytes=dtype.itemsize)

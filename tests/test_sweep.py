@@ -6,30 +6,36 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from longfit.errors import InputError
-from longfit.eval import answering, sweep, tables
+from longfit.errors import BudgetExceededError, InputError, ScoreError, UnknownNameError
+from longfit.eval import records, shared_answering, sweep, worker
+from longfit.eval.answering import Reader, baseline_context, generate
+from longfit.eval.cells import Cell, expand
+from longfit.eval.inputs import samples_of
+from longfit.eval.measures import Held, check_kept
 from longfit.eval.recipe import Recipe
+from longfit.eval.suites import get_task
+from longfit.eval.summary import summarise
 from tests.test_needle import byte_tokenizer
 
+MODEL = "tiny"
 RECIPE = {
     "name": "tiny",
-    "model": "none",
+    "suite": "needle",
+    "models": [MODEL],
     "dtype": "float32",
     "tasks": ["niah_single", "niah_multikey"],
-    "length": 700,
+    "lengths": [700],
     "n": 4,
     "block_samples": 2,
     "max_new_tokens": 2,
     "cells": [
-        {"methods": ["toy"], "keep_ratios": [0.5, 0.25], "awareness": ["agnostic", "aware"]},
+        {"methods": [{"snapkv": {"window": 16}}], "keep_ratios": [0.5, 0.25], "awareness": ["agnostic", "aware"]},
         {"methods": ["full", "no_context"]},
         {"methods": ["truncate"], "keep_ratios": [0.5]},
     ],
@@ -53,99 +59,62 @@ def tiny_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("LONGFIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="module")
 def loaded():
     return tiny_model(), byte_tokenizer()
 
 
-class FakeFitted:
-    """Stands where a wrapped model does: reports a ratio and lets the plain model answer."""
-
-    def __init__(self, model, keep_ratio: float) -> None:
-        self.model, self.keep_ratio, self.device, self.calls = model, keep_ratio, model.device, []
-
-    def compress(self, input_ids):
-        self._report(input_ids.shape[1])
-        return "memory"
-
-    def generate(self, input_ids, memory=None, question_tokens=None, **how):
-        self.calls.append((input_ids.shape[1], memory, question_tokens))
-        if memory is None:
-            self._report(input_ids.shape[1])
-        return self.model.generate(input_ids, **how)
-
-    def _report(self, tokens: int) -> None:
-        self.fit_report = SimpleNamespace(
-            kept_tokens=int(self.keep_ratio * tokens),
-            kv_bytes=1,
-            prefill_seconds=0.1,
-            tokens_in=tokens,
-            method="Toy()",
-            chunks=1,
-            chunk_tokens=tokens,
-        )
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, loaded):
+    folder = tmp_path_factory.mktemp("model")
+    loaded[0].save_pretrained(folder)
+    loaded[1].save_pretrained(folder)
+    return str(folder)
 
 
-@pytest.fixture(autouse=True)
-def fake_wrapper(monkeypatch):
-    seen = []
-
-    @contextmanager
-    def wrapped(model, cell, chunk_tokens):
-        ready = model if cell.method in tables.BASELINES else FakeFitted(model, cell.keep_ratio)
-        seen.append((cell, ready))
-        yield ready
-
-    monkeypatch.setattr(sweep, "wrapped", wrapped)
-    return seen
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+def lines(folder, stem="samples"):
+    return [json.loads(line) for line in (folder / f"{stem}.jsonl").read_text().splitlines()]
 
 
 def test_a_run_fills_the_grid_baselines_first_block_by_block(tmp_path, loaded):
     metrics = sweep.run(RECIPE, tmp_path, loaded=loaded)
-    records = lines(tmp_path)
-    assert metrics["finished"] == metrics["planned"] == len(records) == CELLS * SAMPLES
-    cells = list(dict.fromkeys(record["cell"] for record in records))
+    found = lines(tmp_path)
+    assert metrics["finished"] == len(found) == CELLS * SAMPLES
+    cells = list(dict.fromkeys(record["cell"] for record in found))
     assert cells[:3] == ["full", "no_context", "truncate-50%"]
-    assert cells[3:] == ["toy-50%-agnostic", "toy-50%-aware", "toy-25%-agnostic", "toy-25%-aware"]
-    half = records[: len(records) // 2]
-    assert {record["index"] for record in half} == {0, 1}
+    assert cells[3] == "snapkv(window=16)-50%-agnostic" and cells[-1] == "snapkv(window=16)-25%-aware"
+    assert {record["index"] for record in found[: len(found) // 2]} == {0, 1}
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
-    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["haystack"]["source"] == "noise"
-    assert json.loads((tmp_path / "env.json").read_text())["threads"] == 1
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert config["conditions"]["tiny@700"]["dtype"] == "float32" and config["decoding"] == "greedy"
+    assert json.loads((tmp_path / "env.json").read_text())["versions"]["torch"]
+    assert type(loaded[0]) is LlamaForCausalLM
 
 
-def test_truncation_keeps_as_much_as_the_methods_and_the_question_whole(tmp_path, loaded):
-    sweep.run(RECIPE, tmp_path, loaded=loaded)
-    by_cell = {(r["cell"], r["sample"]): r for r in lines(tmp_path)}
-    for (cell, sample), record in by_cell.items():
-        whole = record["context_tokens"] + record["question_tokens"]
-        if cell == "truncate-50%":
-            assert record["kept_tokens"] == record["context_tokens"] // 2 + record["question_tokens"]
-            assert (
-                record["kept_tokens"] - record["question_tokens"] == by_cell["toy-50%-agnostic", sample]["kept_tokens"]
-            )
-        if cell == "full":
-            assert record["kept_tokens"] == whole and record["kv_bytes"] == 2 * 1 * 1 * 8 * whole * 4
-        if cell == "no_context":
-            assert record["tokens_in"] < record["question_tokens"] + 200
-
-
-def test_agnostic_compresses_the_context_alone_and_aware_names_the_question(tmp_path, loaded, fake_wrapper):
+def test_every_line_says_what_was_kept_and_spent(tmp_path, loaded):
     sweep.run(RECIPE | {"n": 1}, tmp_path, loaded=loaded)
-    records = {(r["cell"], r["task"]): r for r in lines(tmp_path)}
-    for cell, ready in fake_wrapper:
-        if cell.method != "toy":
-            continue
-        for task, call in zip(RECIPE["tasks"], ready.calls, strict=True):
-            record = records[cell.cell_id, task]
-            question = record["question_tokens"]
-            whole = record["context_tokens"] + question
-            assert call == ((question, "memory", None) if cell.awareness == "agnostic" else (whole, None, question))
-            assert record["tokens_in"] == (record["context_tokens"] if cell.awareness == "agnostic" else whole)
+    for record in lines(tmp_path):
+        whole = record["context_tokens"] + record["question_tokens"]
+        if record["method"] == "snapkv":
+            assert 0.9 < record["kept_tokens"] / (record["keep_ratio"] * record["tokens_in"]) < 1.05
+            assert record["tokens_in"] == (whole if record["awareness"] == "aware" else record["context_tokens"])
+        if record["cell"] == "truncate-50%":
+            assert record["kept_tokens"] == record["context_tokens"] // 2 + record["question_tokens"]
+        if record["cell"] == "full":
+            assert record["kept_tokens"] == whole and record["kv_bytes"] == 2 * 1 * 1 * 8 * whole * 4
+        if record["cell"] == "no_context":
+            assert record["tokens_in"] < record["question_tokens"] + 200
+        assert record["peak_bytes"] >= 0 and record["prefill_seconds"] >= 0 and record["new_tokens"] == 2
+    kept = lines(tmp_path, "kept")
+    assert len(kept) == 2 * 2 and all(len(line["layers"][0]) == 64 for line in kept)
+    for line in kept:
+        ratio = 0.5 if "50%" in line["cell"] else 0.25
+        assert sum(line["layers"][0]) / 64 == pytest.approx(100 * ratio, abs=2)
 
 
 def test_a_second_start_does_nothing_and_a_cut_line_is_done_again(tmp_path, loaded):
@@ -155,15 +124,19 @@ def test_a_second_start_does_nothing_and_a_cut_line_is_done_again(tmp_path, load
     sweep.run(RECIPE, tmp_path, loaded=loaded, limit=1)
     assert file.read_bytes() == before
     file.write_bytes(before[:-40])
-    assert len(tables.read_records(tmp_path)) == 2 * CELLS - 1
+    assert len(records.read_records(tmp_path)) == 2 * CELLS - 1
     sweep.run(RECIPE, tmp_path, loaded=loaded)
-    pairs = [(record["cell"], record["sample"]) for record in lines(tmp_path)]
+    pairs = [records.key_of(record) for record in lines(tmp_path)]
     assert len(pairs) == len(set(pairs)) == CELLS * SAMPLES
 
 
-def test_shards_share_a_folder_and_make_the_whole(tmp_path, loaded):
+def test_shards_share_a_folder_and_make_the_whole(tmp_path, loaded, monkeypatch):
     sweep.run(RECIPE, tmp_path, loaded=loaded, shard="1/2")
-    metrics = sweep.run(RECIPE, tmp_path, loaded=loaded, shard="2/2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    metrics = sweep.run(RECIPE, tmp_path, loaded=loaded)
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
     assert metrics["finished"] == CELLS * SAMPLES
     assert sweep.run(RECIPE, tmp_path, loaded=loaded) == metrics
     for bad in ("0/2", "3/2", "x", "1/"):
@@ -172,94 +145,178 @@ def test_shards_share_a_folder_and_make_the_whole(tmp_path, loaded):
 
 
 def test_shards_split_the_depths_evenly():
-    first = [index for index in range(20) if sweep._mine(index, (1, 2))]
+    first = [index for index in range(20) if sweep.mine(index, (1, 2))]
     assert len(first) == 10 and {index % 2 for index in first} == {0, 1}
 
 
 def test_two_sweeps_may_not_write_to_one_folder(tmp_path, loaded):
-    with sweep._locked(tmp_path, ""):
+    with records.locked(tmp_path, ""):
         for shard in (None, "1/2"):
             with pytest.raises(InputError, match="another sweep"):
                 sweep.run(RECIPE, tmp_path, loaded=loaded, shard=shard)
     refused = pytest.raises(InputError, match="another sweep")
-    with sweep._locked(tmp_path, "-1of2"), sweep._locked(tmp_path, "-2of2"), refused:
+    with records.locked(tmp_path, "-1of2"), records.locked(tmp_path, "-2of2"), refused:
         sweep.run(RECIPE, tmp_path, loaded=loaded)
 
 
-def test_a_folder_holds_one_run_but_takes_more_cells(tmp_path, loaded):
-    small = RECIPE | {"cells": RECIPE["cells"][1:]}
+def test_a_folder_holds_one_run_but_takes_more_cells_and_tasks(tmp_path, loaded):
+    small = RECIPE | {"cells": RECIPE["cells"][1:], "tasks": ["niah_single"]}
     sweep.run(small, tmp_path, loaded=loaded, limit=1)
-    with pytest.raises(InputError, match="seed"):
+    with pytest.raises(InputError, match="another seed"):
         sweep.run(RECIPE | {"seed": 1}, tmp_path, loaded=loaded)
+    torch.manual_seed(7)
+    other = LlamaForCausalLM(loaded[0].config).eval()
+    with pytest.raises(InputError, match="weights_sha256 of tiny@700"):
+        sweep.run(RECIPE, tmp_path, loaded=(other, loaded[1]))
     assert sweep.run(RECIPE, tmp_path, loaded=loaded, limit=1)["finished"] == 2 * CELLS
-
-
-def test_a_cell_that_compressed_nothing_fails_loudly_and_the_others_go_on(tmp_path, loaded, monkeypatch):
-    @contextmanager
-    def wrapped(model, cell, chunk_tokens):
-        yield model if cell.method in tables.BASELINES else FakeFitted(model, 1.0)
-
-    monkeypatch.setattr(sweep, "wrapped", wrapped)
-    with pytest.raises(sweep.SweepError, match=r"4 of 7 cells failed.*nothing was compressed"):
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["tasks"] == ["niah_single", "niah_multikey"]
+    (tmp_path / "config.yaml").write_text("name: old\n")
+    with pytest.raises(InputError, match="format 1"):
         sweep.run(RECIPE, tmp_path, loaded=loaded)
-    assert len(lines(tmp_path)) == 3 * SAMPLES
-    assert len((tmp_path / "errors.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_cell_that_fails_says_so_the_others_go_on_and_the_next_start_tries_again(tmp_path, loaded, monkeypatch):
+    answer = worker.answer
+
+    def broken(reader, task, sample, cell):
+        if cell.budget == "25%":
+            raise ScoreError("nothing was compressed")
+        return answer(reader, task, sample, cell)
+
+    monkeypatch.setattr(worker, "answer", broken)
+    with pytest.raises(sweep.SweepError, match="2 cells failed.*nothing was compressed"):
+        sweep.run(RECIPE, tmp_path, loaded=loaded)
+    assert len(lines(tmp_path)) == 5 * SAMPLES
+    assert len(lines(tmp_path, "errors")) == 2
     monkeypatch.undo()
-    monkeypatch.setattr(
-        sweep,
-        "wrapped",
-        lambda m, c, k: _yield(m if c.method in tables.BASELINES else FakeFitted(m, c.keep_ratio)),
-    )
     assert sweep.run(RECIPE, tmp_path, loaded=loaded)["finished"] == CELLS * SAMPLES
 
 
-@contextmanager
-def _yield(value):
-    yield value
+def test_what_was_not_compressed_or_kept_too_much_is_an_error():
+    cell = Cell("toy", "25%")
+    with pytest.raises(BudgetExceededError, match="above 25%"):
+        check_kept(cell, Held(1000, 300, 1, 1), new_tokens=16)
+    with pytest.raises(ScoreError, match="nothing was compressed"):
+        check_kept(cell, Held(1000, 1000, 1, 1), new_tokens=16)
+    tokens = Cell("toy", "512 tokens")
+    check_kept(tokens, Held(400, 400, 1, 1, limit_tokens=512), new_tokens=16)
+    with pytest.raises(ScoreError, match="nothing was compressed"):
+        check_kept(tokens, Held(1000, 1000, 1, 1, limit_tokens=512), new_tokens=16)
+    with pytest.raises(BudgetExceededError, match="above 512 tokens"):
+        check_kept(tokens, Held(1000, 600, 1, 1, limit_tokens=512), new_tokens=16)
 
 
-def test_a_cell_that_kept_too_much_fails(loaded):
-    with pytest.raises(answering.BudgetExceededError, match="above 25%"):
-        answering.check_kept(Recipe.read(RECIPE).expand()[5], kept_tokens=300, tokens_in=1000, new_tokens=16)
+def test_truncation_keeps_as_much_as_a_method_at_any_kind_of_budget(loaded):
+    sample = get_task("needle", "niah_single").samples(loaded[1], length=700, n=1)[0]
+    reader, whole = Reader(*loaded), len(sample.context_ids)
+    for budget, kept in (("50%", whole // 2), ("100 tokens", 100), ("5000 tokens", whole), (f"{64 * 90}B", 90)):
+        context = baseline_context(reader, Cell("truncate", budget), sample)
+        assert len(context) == kept
+        assert context[:10] == sample.context_ids[:10] and context[-10:] == sample.context_ids[-10:]
 
 
-def test_real_methods_answer_through_the_wrapper(tmp_path, loaded, monkeypatch):
-    monkeypatch.setattr(sweep, "wrapped", answering.wrapped)
-    cells = [
-        {"methods": ["full"]},
-        {"methods": ["streaming_llm"], "keep_ratios": [0.5], "awareness": ["agnostic"]},
-        {"methods": [{"snapkv": {"window": 16}}], "keep_ratios": [0.25]},
-    ]
-    recipe = RECIPE | {"cells": cells, "n": 1, "chunk_tokens": 128}
-    sweep.run(recipe, tmp_path, loaded=loaded)
-    records = {(record["cell"], record["task"]): record for record in lines(tmp_path)}
-    assert len(records) == 2 * 4
-    for (cell, _), record in records.items():
-        if cell != "full":
-            assert 0.9 < record["kept_tokens"] / (record["keep_ratio"] * record["tokens_in"]) < 1.05
-            assert record["chunks"] > 1
-    assert type(loaded[0]) is LlamaForCausalLM
+def test_a_shared_prefill_gives_the_answers_of_each_cell_alone(tmp_path, loaded):
+    recipe = {key: value for key, value in RECIPE.items()} | {"n": 2, "max_new_tokens": 6}
+    sweep.run(recipe, tmp_path / "alone", loaded=loaded)
+    sweep.run(recipe | {"shared_prefill": True, "cost_samples": 1}, tmp_path / "shared", loaded=loaded)
+    alone = {records.key_of(r): r["answer"] for r in lines(tmp_path / "alone")}
+    shared = {records.key_of(r): r["answer"] for r in lines(tmp_path / "shared")}
+    assert alone == shared
+    costs = lines(tmp_path / "shared", "costs")
+    assert len(costs) == CELLS and all(r["peak_bytes"] is not None and not r["shared_prefill"] for r in costs)
+
+
+def test_a_cell_that_fails_in_a_shared_prefill_leaves_the_others(tmp_path, loaded, monkeypatch):
+    def broken(cell, held, new_tokens):
+        if cell.budget == "25%":
+            raise ScoreError("nothing was compressed")
+
+    monkeypatch.setattr(shared_answering, "check_kept", broken)
+    with pytest.raises(sweep.SweepError, match="2 cells failed"):
+        sweep.run(RECIPE | {"shared_prefill": True}, tmp_path, loaded=loaded)
+    assert len(lines(tmp_path)) == 5 * SAMPLES
+
+
+def test_each_cell_runs_in_a_fresh_process_with_the_same_result(tmp_path, loaded, model_folder):
+    recipe = RECIPE | {"models": [model_folder], "n": 1, "tasks": ["niah_single"], "cells": RECIPE["cells"][:2]}
+    sweep.run(recipe, tmp_path / "alone")
+    sweep.run(recipe, tmp_path / "here", loaded=loaded)
+    alone, here = lines(tmp_path / "alone"), lines(tmp_path / "here")
+    same = ("model", "cell", "sample", "answer", "kept_tokens", "sha256")
+    assert [{k: r[k] for k in same} for r in alone] == [{k: r[k] for k in same} for r in here]
+    assert not list((tmp_path / "alone").glob(".job*"))
+
+
+def test_a_worker_that_fails_is_reported_with_its_own_words(tmp_path, model_folder):
+    cells = [{"methods": ["full"]}, {"methods": ["snapkv"], "budgets": ["3 tokens"], "awareness": ["agnostic"]}]
+    recipe = RECIPE | {"models": [model_folder], "n": 1, "tasks": ["niah_single"], "cells": cells}
+    with pytest.raises(sweep.SweepError, match=r"1 cells failed.*BudgetError"):
+        sweep.run(recipe, tmp_path)
+    assert [record["cell"] for record in lines(tmp_path)] == ["full"]
+
+
+def test_samples_are_made_once_and_again_when_their_data_change(tmp_path, loaded, monkeypatch):
+    task, made = get_task("needle", "niah_single"), []
+    original = type(task).samples
+    monkeypatch.setattr(type(task), "samples", lambda self, *a, **k: made.append(1) or original(self, *a, **k))
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "book.txt").write_text("Once upon a time there was a cat. " * 100)
+    how = {"length": 900, "n": 2, "data": data, "cache": tmp_path / "cache"}
+    first = samples_of(task, loaded[1], **how)
+    assert samples_of(task, loaded[1], **how) == first and len(made) == 1
+    assert [s.sha256 for s in first] == [s.sha256 for s in original(task, loaded[1], length=900, n=2, data=data)]
+    (data / "book.txt").write_text("Another text about dogs. " * 200)
+    assert samples_of(task, loaded[1], **how) != first and len(made) == 2
+    for file in (tmp_path / "cache").iterdir():
+        file.write_text(file.read_text()[:-50])
+    samples_of(task, loaded[1], **how)
+    assert len(made) == 3
+
+
+def test_generation_stops_where_the_score_is_settled(loaded):
+    class Settled:
+        @staticmethod
+        def settled(text, sample):
+            return len(text) >= 3
+
+    reader = Reader(*loaded, max_new_tokens=20)
+    sample = get_task("needle", "niah_single").samples(loaded[1], length=700, n=1)[0]
+    outcome = generate(reader, Settled(), sample, reader.tensor(sample.question_ids))
+    assert 3 <= outcome.new_tokens < 20 and len(outcome.text) >= 3
 
 
 def test_bad_recipes_are_refused(tmp_path):
     with pytest.raises(InputError, match="unknown recipe key lenght"):
         Recipe.read({"lenght": 3})
     with pytest.raises(InputError, match="lacks cells"):
-        Recipe.read({key: RECIPE[key] for key in ("name", "model", "length", "n")})
+        Recipe.read({key: RECIPE[key] for key in ("name", "models", "lengths", "n")})
+    with pytest.raises(InputError, match="lengths of the recipe is a list"):
+        Recipe.read(RECIPE | {"lengths": 700})
+    with pytest.raises(InputError, match="at least one sample"):
+        Recipe.read(RECIPE | {"n": 0})
     with pytest.raises(InputError, match="not in"):
-        Recipe.read(RECIPE | {"cells": [{"methods": ["truncate"], "keep_ratios": [1.5]}]}).expand()
+        expand([{"methods": ["truncate"], "keep_ratios": [1.5]}])
+    with pytest.raises(InputError, match="neither keep_ratios nor budgets"):
+        expand([{"methods": ["truncate"]}])
+    with pytest.raises(InputError, match="one chunk"):
+        Recipe.read(RECIPE | {"shared_prefill": True, "cells": [{"methods": ["knorm"], "chunk_tokens": 8}]})
+    with pytest.raises(UnknownNameError, match="niah_single"):
+        Recipe.read(RECIPE | {"tasks": ["niah_singel"]}).task_names()
     with pytest.raises(InputError, match="does not exist"):
         Recipe.read(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(InputError, match="is not YAML"):
+        Recipe.read(tmp_path / "bad.yaml")
 
 
 KILLED = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 import test_sweep as t
-from longfit.eval import sweep, tables
-sweep.wrapped = lambda m, c, k: t._yield(m if c.method in tables.BASELINES else t.FakeFitted(m, c.keep_ratio))
-answer = sweep.answer
-sweep.answer = lambda *given: time.sleep(0.05) or answer(*given)
+from longfit.eval import sweep, worker
+answer = worker.answer
+worker.answer = lambda *given: time.sleep(0.05) or answer(*given)
 sweep.run(t.RECIPE | {"n": 12}, sys.argv[1], loaded=(t.tiny_model(), t.byte_tokenizer()))
 """
 
@@ -274,54 +331,78 @@ def test_a_killed_process_loses_at_most_the_sample_it_was_at(tmp_path, loaded):
         time.sleep(0.02)
     process.kill()
     assert process.wait(30) == -signal.SIGKILL
-    finished = {(record["cell"], record["sample"]) for record in tables.read_records(tmp_path)}
+    finished = {records.key_of(record) for record in records.read_records(tmp_path)}
     assert len(finished) >= 5
     sweep.run(RECIPE | {"n": 12}, tmp_path, loaded=loaded, limit=2)
-    pairs = [(record["cell"], record["sample"]) for record in lines(tmp_path)]
+    pairs = [records.key_of(record) for record in lines(tmp_path)]
     assert len(pairs) == len(set(pairs)) and finished <= set(pairs)
 
 
-def record(cell: str, method: str, keep_ratio: float, index: int, correct: float) -> dict:
+def test_a_worker_that_outlives_a_killed_sweep_keeps_the_folder_locked(tmp_path):
+    code = "import sys, time; print('up', flush=True); time.sleep(60)"
+    with records.locked(tmp_path, "") as locks:
+        child = subprocess.Popen([sys.executable, "-c", code], pass_fds=locks, stdout=subprocess.PIPE)
+        child.stdout.readline()
+    try:
+        with pytest.raises(InputError, match="another sweep"), records.locked(tmp_path, ""):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    with records.locked(tmp_path, ""):
+        pass
+
+
+def record(cell: str, index: int, score: float, task: str = "a", **more) -> dict:
+    method, _, budget = cell.partition("-")
     return {
+        "model": MODEL,
+        "length": 100,
         "cell": cell,
-        "sample": f"niah_single-{index:04d}",
-        "task": "niah_single",
+        "sample": f"{task}-{index:04d}",
+        "task": task,
         "method": method,
         "options": {},
-        "keep_ratio": keep_ratio,
+        "budget": budget or "100%",
+        "keep_ratio": 0.25 if budget else 1.0,
         "awareness": "agnostic",
-        "correct": correct,
-        "kept_tokens": 100 * keep_ratio,
+        "chunk_tokens": None,
+        "metric": "match",
+        "higher_is_better": True,
+        "score": score,
+        "kept_tokens": 10,
         "kv_bytes": 2**20,
+        "full_kv_bytes": 2**22,
         "tokens_in": 100,
         "prefill_seconds": 1.0,
-        "seconds": 2.0,
-        "cpu_seconds": 2.0,
-    }
+        "decode_seconds": 2.0,
+        "new_tokens": 5,
+        "peak_bytes": None,
+        "shared_prefill": True,
+    } | more
 
 
-def test_the_report_shows_rates_intervals_and_paired_differences(tmp_path):
-    rows = [record("full", "full", 1.0, i, 1.0) for i in range(20)]
-    rows += [record("no_context", "no_context", 1.0, i, 0.0) for i in range(20)]
-    rows += [record("toy-25%-agnostic", "toy", 0.25, i, float(i < 10)) for i in range(20)]
-    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"cell": "to')
-    config = {
-        **RECIPE,
-        "length": 2048,
-        "n": 20,
-        "seed": 42,
-        "haystack": {"source": "noise"},
-        "tasks": ["niah_single"],
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    text = tables.report(tmp_path)
-    assert (tmp_path / "report.md").read_text() == text
-    assert "Full cache 100 [84, 100]; no context 0 [0, 16]." in text
-    assert "| toy | agnostic | 50 [30, 70] |" in text
-    assert "| toy | agnostic | -50 [-70, -24] |" in text
-    assert tables.summarise(rows)["toy-25%-agnostic"]["tasks"]["niah_single"]["normalised"] == 0.5
-    (tmp_path / "samples.jsonl").write_text("nonsense\n")
-    with pytest.raises(InputError, match="line 1 is damaged"):
-        tables.report(tmp_path)
-    with pytest.raises(InputError, match="not a run folder"):
-        tables.report(tmp_path / "none")
+def test_a_summary_has_intervals_paired_differences_and_costs():
+    found = [record("full", i, 1.0, task) for task in "ab" for i in range(20)]
+    found += [record("no_context", i, 0.0, task) for task in "ab" for i in range(20)]
+    found += [record("toy-25%", i, float(i < 10), task) for task in "ab" for i in range(20)]
+    found += [record("truncate-25%", i, float(i < 5), task) for task in "ab" for i in range(20)]
+    alone = {"shared_prefill": False, "peak_bytes": 5}
+    costs = [record("full", 0, 1.0, **alone), record("toy-25%", 0, 1.0, **alone | {"prefill_seconds": 1.5})]
+    rows = {(row["cell"], row["task"]): row for row in summarise(found, costs)}
+    one, mean = rows["toy-25%", "a"], rows["toy-25%", "mean"]
+    assert (one["n"], one["score"]) == (20, 0.5) and 0.25 < one["low"] < 0.35 and 0.65 < one["high"] < 0.75
+    assert one["minus_full"] == -0.5 and one["minus_full_high"] < -0.2
+    assert one["minus_truncate"] == 0.25 and one["minus_truncate_low"] > 0
+    assert one["normalised"] == mean["normalised"] == 0.5 and mean["n"] == 40
+    assert mean["low"] > one["low"] and mean["high"] < one["high"]
+    assert one["prefill_ratio"] == 1.5 and one["decode_ratio"] == 1.0 and one["peak_bytes"] == 5
+    assert rows["full", "mean"]["low"] < 1 == rows["full", "mean"]["high"]
+    assert rows["no_context", "a"]["minus_truncate"] is None and rows["no_context", "a"]["prefill_ratio"] is None
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    (tmp_path / "samples.jsonl").write_text(json.dumps(record("full", 0, 1.0)) + "\nnonsense\n")
+    with pytest.raises(InputError, match="line 2 is damaged"):
+        records.read_records(tmp_path)

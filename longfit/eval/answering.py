@@ -1,31 +1,54 @@
-"""How one cell of a sweep answers one needle sample, and what it measures while it does."""
+"""How one cell answers one sample, and what it measures while it does."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from longfit.errors import BudgetExceededError, ScoreError
-from longfit.eval import needle
-from longfit.eval.needle import NeedleSample
-from longfit.eval.recipe import Cell
-from longfit.eval.tables import BASELINES
+from longfit.compressors import get
+from longfit.eval.cells import Cell
+from longfit.eval.measures import Held, Outcome, check_kept, kept_map
+from longfit.eval.sample import Sample
+from longfit.eval.task import Task
+from longfit.meter import PeakMeter
+from longfit.model import model_shape, unwrap, wrap
+from longfit.units import MemoryBudget
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The model and what is asked of it; `max_new_tokens` stands in for the samples' own where it is given."""
+
+    model: Any
+    tokenizer: Any
+    max_new_tokens: int | None = None
+
+    def limit(self, sample: Sample) -> int:
+        return self.max_new_tokens or sample.max_new_tokens
+
+    def tensor(self, ids: tuple[int, ...]) -> Tensor:
+        """[1, T] on the model's device."""
+        return torch.tensor([ids], dtype=torch.long, device=self.model.device)
+
+    def full_kv_bytes(self, tokens: int) -> int:
+        """Bytes of a plain cache of `tokens` tokens."""
+        return model_shape(self.model).full_kv_bytes(tokens)
 
 
 @contextmanager
-def wrapped(model: Any, cell: Cell, chunk_tokens: int | None) -> Iterator[Any]:
+def wrapped(model: Any, cell: Cell, chunk_tokens: int | None = None) -> Iterator[Any]:
     """The model as ``cell`` wants it: plain for a baseline, else wrapped, and unwrapped whatever happens."""
-    if cell.method in BASELINES:
+    if cell.baseline:
         yield model
         return
-    from longfit.compressors import get
-    from longfit.model import unwrap, wrap
-
     compressor = get(cell.method, **cell.options)
-    fitted = wrap(model, compressor, budget=cell.budget, chunk_tokens=chunk_tokens)
+    fitted = wrap(model, compressor, budget=cell.budget, chunk_tokens=chunk_tokens or cell.chunk_tokens)
     try:
         yield fitted
     finally:
@@ -33,121 +56,172 @@ def wrapped(model: Any, cell: Cell, chunk_tokens: int | None) -> Iterator[Any]:
 
 
 class Stop(StoppingCriteria):
-    """Ends an answer at its first whole value, and notes when the first token was there."""
+    """Ends an answer where no further token can change its score, and notes when the first token was there."""
 
-    def __init__(self, tokenizer: Any, max_new_tokens: int) -> None:
-        self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
+    def __init__(self, tokenizer: Any, prompt_tokens: int, settled: Callable[[str], bool]) -> None:
+        self.tokenizer, self.prompt_tokens, self.settled = tokenizer, prompt_tokens, settled
         self.first_token_at: float | None = None
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         self.first_token_at = self.first_token_at or time.perf_counter()
-        # The question holds no digits, so the last tokens are enough, however generate was given the prompt.
-        tails = self.tokenizer.batch_decode(input_ids[:, -self.max_new_tokens :])
-        return torch.tensor([needle.complete(tail) for tail in tails], device=input_ids.device)
+        texts = self.tokenizer.batch_decode(input_ids[:, self.prompt_tokens :], skip_special_tokens=True)
+        return torch.tensor([self.settled(text) for text in texts], device=input_ids.device)
 
 
 @torch.no_grad()
-def answer(model: Any, tokenizer: Any, sample: NeedleSample, cell: Cell, max_new_tokens: int) -> dict[str, Any]:
-    """Ask ``model`` one sample the way ``cell`` says; the record is one line of ``samples.jsonl``.
+def answer(reader: Reader, task: Task, sample: Sample, cell: Cell) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Ask the model, already wrapped as ``cell`` wants it, one sample.
 
-    Raises ScoreError where nothing was dropped although ``keep_ratio`` is below 1, and BudgetExceededError
-    where more was kept than the cell allows.
+    Returns:
+        The line for ``samples.jsonl``, and the map of what was kept, where there is a memory to look into.
+
+    Raises:
+        ScoreError, BudgetExceededError: see `check_kept`.
     """
-    stop = Stop(tokenizer, max_new_tokens)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": pad}
-    how["stopping_criteria"] = StoppingCriteriaList([stop])
-    context, question = list(sample.context_ids), list(sample.question_ids)
-    details: dict[str, Any] = {}
-    wall, cpu = time.perf_counter(), time.process_time()
-    if cell.method in BASELINES:
-        prompt = _baseline_context(cell, sample) + question
-        given = _tensor(model, prompt)
-        out = model.generate(given, attention_mask=torch.ones_like(given), **how)
-        kept = float(len(prompt))
-        prefill = (stop.first_token_at or time.perf_counter()) - wall
-        kv_bytes, tokens_in = _kv_bytes(model, len(prompt)), len(prompt)
+    meter, kept = PeakMeter(reader.model.device), None
+    if cell.baseline:
+        outcome, held = _plain(reader, task, sample, cell)
     elif cell.awareness == "aware":
-        prompt = context + question
-        given = _tensor(model, prompt)
-        how["question_tokens"] = len(question)
-        out = model.generate(given, attention_mask=torch.ones_like(given), **how)
-        kept, kv_bytes, prefill, tokens_in, details = _measured(model)
+        prompt = reader.tensor(sample.prompt_ids)
+        outcome = generate(reader, task, sample, prompt, question_tokens=len(sample.question_ids))
+        held = replace(held_by(reader.model), tokens_in=len(sample.prompt_ids))
     else:
-        memory = model.compress(_tensor(model, context))
-        kept, kv_bytes, prefill, tokens_in, details = _measured(model)
-        prompt = question
-        out = model.generate(_tensor(model, question), memory=memory, **how)
-    seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
-    text = tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
-    if cell.method not in BASELINES:
-        check_kept(cell, kept, tokens_in, max_new_tokens)
-    spent = {
-        "prefill_seconds": round(prefill, 3),
-        "seconds": round(seconds, 3),
-        "cpu_seconds": round(cpu_seconds, 3),
-    }
-    held = {"tokens_in": tokens_in, "kept_tokens": kept, "kv_bytes": kv_bytes}
-    return record(sample, cell, text) | held | spent | details
+        started = time.perf_counter()
+        memory = reader.model.compress(reader.tensor(sample.context_ids))
+        held = held_by(reader.model)
+        compressing = time.perf_counter() - started
+        if sample.target_ids:
+            outcome = likelihood(reader, sample, memory.fork(reader.model._fingerprint()))
+        else:
+            outcome = generate(reader, task, sample, reader.tensor(sample.question_ids), memory=memory)
+        outcome.prefill_seconds += compressing
+        kept = kept_record(sample, cell, memory.cache)
+    peak = meter.peak_bytes()
+    if not cell.baseline:
+        check_kept(cell, held, reader.limit(sample))
+    measured = held.record() | {"peak_bytes": peak, "shared_prefill": False}
+    return record(task, sample, cell, outcome) | measured, kept
 
 
-def record(sample: NeedleSample, cell: Cell, text: str) -> dict[str, Any]:
-    """What every line of ``samples.jsonl`` says, before what was kept and spent."""
+def _plain(reader: Reader, task: Task, sample: Sample, cell: Cell) -> tuple[Outcome, Held]:
+    """The plain model, on the whole prompt or what a baseline leaves of it."""
+    context = baseline_context(reader, cell, sample)
+    tokens = len(context) + len(sample.question_ids)
+    if sample.target_ids:
+        outcome = likelihood(reader, sample, None, context)
+    else:
+        outcome = generate(reader, task, sample, reader.tensor(context + sample.question_ids))
+    size = reader.full_kv_bytes(tokens)
+    return outcome, Held(tokens, float(tokens), size, size)
+
+
+def generate(reader: Reader, task: Task, sample: Sample, prompt: Tensor, *, answered: int = 0, **how: Any) -> Outcome:
+    """The greedy answer to ``prompt`` [1, T], whose last ``answered`` tokens are the answer's own first ones."""
+    tokenizer, start = reader.tokenizer, prompt.shape[1] - answered
+    stop = Stop(tokenizer, start, lambda text: task.settled(text, sample))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    how = {"max_new_tokens": reader.limit(sample) - answered, "attention_mask": torch.ones_like(prompt)} | how
+    started = time.perf_counter()
+    out = reader.model.generate(
+        prompt, do_sample=False, pad_token_id=pad, stopping_criteria=StoppingCriteriaList([stop]), **how
+    )
+    ended = time.perf_counter()
+    first = stop.first_token_at or ended
+    new = out[0, start:]
+    text = tokenizer.decode(new, skip_special_tokens=True)
+    return Outcome(text, [], first - started, ended - first, len(new))
+
+
+def likelihood(reader: Reader, sample: Sample, cache: Any, context: tuple[int, ...] = ()) -> Outcome:
+    """Negative log-likelihood of the sample's target tokens after the cache, or after ``context``, and the question."""
+    targets = reader.tensor(sample.target_ids)
+    prompt = reader.tensor(context + sample.question_ids)
+    started = time.perf_counter()
+    given = torch.cat([prompt, targets[:, :-1]], 1)
+    keep = targets.shape[1]
+    outputs = reader.model(given, past_key_values=cache, use_cache=cache is not None, logits_to_keep=keep)
+    scores = outputs.logits.float().log_softmax(-1)
+    nll = -scores.gather(-1, targets[..., None])[0, :, 0]
+    return Outcome("", nll.tolist(), time.perf_counter() - started)
+
+
+def record(task: Task, sample: Sample, cell: Cell, outcome: Outcome) -> dict[str, Any]:
+    """What every line of ``samples.jsonl`` says, before what was kept."""
+    nll = outcome.nll
+    score = sum(nll) / len(nll) if nll else task.score(outcome.text, sample)
     return {
         "cell": cell.cell_id,
         "sample": sample.sample_id,
-        "method": cell.method,
-        "options": cell.options,
-        "keep_ratio": cell.keep_ratio,
-        "awareness": cell.awareness,
+        "suite": sample.suite,
         "task": sample.task,
         "index": sample.index,
-        "depth": sample.depth,
-        "correct": needle.score(text, sample.answers),
-        "answer": text,
+        "method": cell.method,
+        "options": cell.options,
+        "budget": cell.budget,
+        "keep_ratio": cell.keep_ratio,
+        "awareness": cell.awareness,
+        "chunk_tokens": cell.chunk_tokens,
+        "metric": task.metric,
+        "higher_is_better": task.higher_is_better,
+        "score": round(score, 6),
+        "answer": outcome.text,
         "expected": list(sample.answers),
         "context_tokens": len(sample.context_ids),
         "question_tokens": len(sample.question_ids),
+        "prefill_seconds": round(outcome.prefill_seconds, 3),
+        "decode_seconds": round(outcome.decode_seconds, 3),
+        "new_tokens": outcome.new_tokens,
+        "details": shown_details(sample),
+        "nll_by_position": _eighths(nll) if nll else None,
         "sha256": sample.sha256,
     }
 
 
-def _baseline_context(cell: Cell, sample: NeedleSample) -> list[int]:
-    """The whole context, its two ends (LongBench's middle truncation, equal in size), or no haystack."""
-    context = list(sample.context_ids)
+def kept_record(sample: Sample, cell: Cell, cache: Any) -> dict[str, Any]:
+    """The map of what was kept, for ``kept.jsonl``."""
+    tokens = len(sample.context_ids)
+    found = {"cell": cell.cell_id, "sample": sample.sample_id, "task": sample.task, "tokens": tokens}
+    return found | {"layers": kept_map(cache, tokens)}
+
+
+def shown_details(sample: Sample) -> dict[str, Any]:
+    """The sample's details that are worth a line in a result: not its references again."""
+    return {key: value for key, value in sample.details.items() if isinstance(value, bool | int | float | str)}
+
+
+def _eighths(nll: list[float]) -> list[float]:
+    """Means of eight equal stretches, in order."""
+    edges = [round(i * len(nll) / 8) for i in range(9)]
+    return [round(sum(nll[a:b]) / (b - a), 4) for a, b in pairwise(edges) if b > a]
+
+
+def baseline_context(reader: Reader, cell: Cell, sample: Sample) -> tuple[int, ...]:
+    """The whole context, its two ends (LongBench's middle truncation, equal in size), or none of its content."""
+    context = sample.context_ids
     if cell.method == "full":
         return context
     if cell.method == "no_context":
-        start, stop = sample.haystack_tokens
-        return context[:start] + context[stop:]
-    kept_tokens = int(cell.keep_ratio * len(context))
+        return sample.prompt.empty_ids
+    kept_tokens = min(len(context), truncated_tokens(reader, cell, len(context)))
     head = kept_tokens // 2
     return context[:head] + context[len(context) - (kept_tokens - head) :]
 
 
-def _tensor(model: Any, ids: list[int]) -> torch.Tensor:
-    return torch.tensor([ids], dtype=torch.long, device=model.device)
+def truncated_tokens(reader: Reader, cell: Cell, tokens: int) -> int:
+    """Tokens of a context of ``tokens`` that are as many as a method would keep at the cell's budget."""
+    if cell.keep_ratio is not None:
+        return int(cell.keep_ratio * tokens)
+    found = MemoryBudget.parse(cell.budget)
+    if found.kept_tokens is not None:
+        return found.kept_tokens
+    low, high = 0, tokens
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if reader.full_kv_bytes(middle) <= (found.budget_bytes or 0) else (low, middle - 1)
+    return low
 
 
-def _kv_bytes(model: Any, tokens: int) -> int:
-    """Bytes that a full cache of ``tokens`` tokens holds."""
-    config = model.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * head_dim * tokens * model.dtype.itemsize
-
-
-def _measured(model: Any) -> tuple[float, int, float, int, dict[str, Any]]:
-    """Kept tokens, bytes, prefill seconds, tokens in and further details of the wrapped model's last call."""
+def held_by(model: Any) -> Held:
+    """What the wrapped model's last call held."""
     report = model.fit_report
-    details = {"repr": report.method, "chunks": report.chunks, "chunk_tokens": report.chunk_tokens}
-    return report.kept_tokens, report.kv_bytes, report.prefill_seconds, report.tokens_in, details
-
-
-def check_kept(cell: Cell, kept_tokens: float, tokens_in: int, new_tokens: int) -> None:
-    """A cell that dropped nothing, or too little, would show full-cache quality under a method's name."""
-    if cell.keep_ratio < 1 and kept_tokens >= tokens_in:
-        kept = f"{kept_tokens:g} of {tokens_in} tokens"
-        raise ScoreError(f"{cell.cell_id} kept {kept}: nothing was compressed at {cell.budget}")
-    if kept_tokens > cell.keep_ratio * tokens_in + new_tokens:
-        raise BudgetExceededError(f"{cell.cell_id} kept {kept_tokens:g} of {tokens_in} tokens, above {cell.budget}")
+    return Held(report.tokens_in, report.kept_tokens, report.kv_bytes, report.full_kv_bytes, report.limit_tokens)

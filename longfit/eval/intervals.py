@@ -1,6 +1,6 @@
 """Intervals for small samples: of a rate, of a mean, and of a difference over the same samples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -38,6 +38,41 @@ def bootstrap_mean(
     means = data[rng.integers(0, data.size, size=(draws, data.size))].mean(axis=1)
     low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of ``values`` with its interval: (mean, low, high).
+
+    Right-or-wrong scores take Wilson's interval and others the bootstrap; where all of them are the same share of a
+    whole, a bootstrap would claim certainty, and Wilson's interval of that share is taken (too wide, never too narrow).
+    """
+    mean = sum(values) / len(values) if values else 0.0
+    n, right = len(values), sum(values)
+    if set(values) <= {0, 1}:
+        return mean, *wilson(round(right), n, level)
+    if len(set(values)) == 1 and 0 <= mean <= 1:
+        low, high = wilson(round(right), n, level)
+        return mean, min(low, mean), max(high, mean)
+    return mean, *bootstrap_mean(values, level)
+
+
+def stratified_mean(
+    strata: Mapping[str, Sequence[float]], level: float = 0.95, draws: int = 2000, seed: int = 42
+) -> tuple[float, float, float]:
+    """Mean of the strata's means, each weighing alike, with its interval: (mean, low, high).
+
+    The percentile bootstrap draws within each stratum (RULER's score is a mean over tasks, of which none is a sample).
+    """
+    if not strata or not all(strata.values()):
+        raise InputError("a stratified mean needs at least one value in every stratum")
+    rng = np.random.default_rng(seed)
+    total = np.zeros(draws)
+    for values in strata.values():
+        data = np.asarray(values, dtype=np.float64)
+        total += data[rng.integers(0, data.size, size=(draws, data.size))].mean(axis=1)
+    low, high = np.quantile(total / len(strata), [0.5 - level / 2, 0.5 + level / 2])
+    mean = sum(sum(values) / len(values) for values in strata.values()) / len(strata)
+    return float(mean), float(low), float(high)
 
 
 def paired_difference(

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longfit.errors import InputError, UnknownNameError
+from longfit.errors import InputError
+from longfit.eval.sample import Prompt, Sample, frame, in_template, tokens_of
+from longfit.eval.task import Task
 
-TASKS = {"niah_single": 1, "niah_multikey": 4}  # task -> needles in the text, one of which is asked
 MAX_NEW_TOKENS = 16
 INTRO = (
     "A special magic number is hidden within the following text. Make sure to memorize it. "
@@ -35,38 +36,7 @@ ANSWER_PREFIX = " The special magic number for {key} mentioned in the provided t
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 ADJECTIVES = ["abundant", "brave", "calm", "distant", "eager", "fancy", "gentle", "humble", "jolly", "keen"]
 NOUNS = ["anchor", "basket", "candle", "desert", "engine", "forest", "garden", "harbor", "island", "jacket"]
-_SPLIT = "[[longfit: the context ends here]]"
 _ANSWER = re.compile(r"\d{7}")
-
-
-@dataclass(frozen=True)
-class NeedleSample:
-    """One prompt, cut where the context ends and the question begins.
-
-    ``context_ids + question_ids`` is exactly the prompt. ``haystack_tokens`` and ``needle_tokens`` are
-    half-open spans ``(start, stop)`` in ``context_ids``; the asked needle comes first. ``depth`` is the asked
-    needle's place in the haystack, 0 the beginning and 1 the end. ``sha256`` covers ids and answers.
-    """
-
-    task: str
-    index: int
-    context: str
-    question: str
-    context_ids: tuple[int, ...]
-    question_ids: tuple[int, ...]
-    answers: tuple[str, ...]
-    depth: float
-    haystack_tokens: tuple[int, int]
-    needle_tokens: tuple[tuple[int, int], ...]
-    sha256: str
-
-    @property
-    def sample_id(self) -> str:
-        return f"{self.task}-{self.index:04d}"
-
-    @property
-    def prompt_ids(self) -> tuple[int, ...]:
-        return self.context_ids + self.question_ids
 
 
 @dataclass(frozen=True)
@@ -147,55 +117,55 @@ def complete(answer: str) -> bool:
     return _ANSWER.search(answer) is not None
 
 
-def generate(
-    task: str,
-    tokenizer: Any,
-    *,
-    length: int,
-    n: int,
-    seed: int = 42,
-    data: str | Path | None = None,
-    answer_prefix: bool = True,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-) -> list[NeedleSample]:
-    """``n`` samples of ``task`` (see ``TASKS``) whose prompt plus ``max_new_tokens`` fills ``length`` tokens.
-
-    ``length`` counts, as RULER does, the chat template, question and answer prefix too. ``data`` is a local
-    folder of text (``load_haystack``). The same arguments give the same samples, whatever their order of use.
-    Raises UnknownNameError for an unknown task, InputError where ``length`` cannot hold the needles.
+class NeedleTask(Task):
+    """One asked needle among `needles`. `details` of a sample: `depth` of the asked needle in the haystack, 0 the
+    beginning and 1 the end; `haystack_tokens` and `needle_tokens`, half-open spans in the context, the asked first.
     """
-    if task not in TASKS:
-        raise UnknownNameError(f"unknown needle task {task!r}; there are {', '.join(TASKS)}")
-    if n < 1:
-        raise InputError(f"n={n}: ask for at least one sample")
-    haystack, (adjectives, nouns) = load_haystack(data), load_words(data)
-    samples = []
-    for index in range(n):
-        rng = random.Random(f"{task}/{seed}/{index}")
-        keys: list[str] = []
-        while len(keys) < TASKS[task]:
-            key = f"{rng.choice(adjectives)}-{rng.choice(nouns)}"
-            keys += [key] if key not in keys else []
-        values = [str(value) for value in rng.sample(range(1_000_000, 10_000_000), len(keys))]
-        # Distractors at RULER's 40 depths; the asked needle, first, in its own stratum.
-        depths = [(stratum(index, n) + 0.5) / n] + [step / 39 for step in rng.sample(range(40), len(keys) - 1)]
-        frame = _frame(tokenizer, keys[0], answer_prefix)
-        needles = [NEEDLE.format(key=key, value=value) for key, value in zip(keys, values, strict=True)]
-        build = _Builder(tokenizer, haystack, rng.randrange(len(haystack.words)), needles, depths, *frame)
-        samples.append(build.sample(task, index, (values[0],), length - max_new_tokens))
-    return samples
+
+    suite = "needle"
+    metric = "string_match_all"
+
+    def __init__(self, name: str, needles: int) -> None:
+        self.name, self.needles = name, needles
+
+    def samples(
+        self,
+        tokenizer: Any,
+        *,
+        length: int,
+        n: int,
+        seed: int = 42,
+        data: str | Path | None = None,
+        chat: bool = True,
+    ) -> list[Sample]:
+        haystack, (adjectives, nouns) = load_haystack(data), load_words(data)
+        samples = []
+        for index in range(n):
+            rng = random.Random(f"{self.name}/{seed}/{index}")
+            keys: list[str] = []
+            while len(keys) < self.needles:
+                key = f"{rng.choice(adjectives)}-{rng.choice(nouns)}"
+                keys += [key] if key not in keys else []
+            values = [str(value) for value in rng.sample(range(1_000_000, 10_000_000), len(keys))]
+            # Distractors at RULER's 40 depths; the asked needle, first, in its own stratum.
+            depths = [(stratum(index, n) + 0.5) / n] + [step / 39 for step in rng.sample(range(40), len(keys) - 1)]
+            needles = [NEEDLE.format(key=key, value=value) for key, value in zip(keys, values, strict=True)]
+            question, prefix = QUESTION.format(key=keys[0]), ANSWER_PREFIX.format(key=keys[0])
+            before, after = frame(tokenizer, INTRO, question, answer_prefix=prefix, chat=chat)
+            start = rng.randrange(len(haystack.words))
+            opening = not in_template(tokenizer, chat)
+            build = _Builder(tokenizer, haystack, start, needles, depths, before, after, opening)
+            samples.append(build.sample(self.name, index, (values[0],), length - MAX_NEW_TOKENS))
+        return samples
+
+    def score(self, prediction: str, sample: Sample) -> float:
+        return score(prediction, sample.answers)
+
+    def settled(self, prediction: str, sample: Sample) -> bool:
+        return complete(prediction)
 
 
-def _frame(tokenizer: Any, key: str, answer_prefix: bool) -> tuple[str, str]:
-    """The prompt before the haystack and after it, chat template included where the tokenizer has one."""
-    text = INTRO + _SPLIT + QUESTION.format(key=key)
-    if getattr(tokenizer, "chat_template", None):
-        chat = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    if text.count(_SPLIT) != 1:
-        raise InputError("the chat template drops or repeats the user's text; the prompt cannot be split")
-    before, after = text.split(_SPLIT)
-    return before, after + (ANSWER_PREFIX.format(key=key) if answer_prefix else "")
+TASKS = {name: NeedleTask(name, needles) for name, needles in (("niah_single", 1), ("niah_multikey", 4))}
 
 
 @dataclass
@@ -209,39 +179,33 @@ class _Builder:
     depths: list[float]
     before: str
     after: str
+    opening: bool
 
-    def sample(self, task: str, index: int, answers: tuple[str, ...], budget_tokens: int) -> NeedleSample:
+    def sample(self, task: str, index: int, answers: tuple[str, ...], budget_tokens: int) -> Sample:
         """The largest haystack whose whole prompt has at most ``budget_tokens`` tokens."""
-        # With a chat template the text already holds the model's own opening tokens.
-        opening = not getattr(self.tokenizer, "chat_template", None)
-        question_ids = self._ids(self.after, False)
+        question_ids = tokens_of(self.tokenizer, self.after, False)
         room = budget_tokens - len(question_ids)
         low, high = 1, max(2, budget_tokens)
-        if len(self._ids(self._context(low)[0], opening)) > room:
+        if len(self._ids(self._context(low)[0])) > room:
             raise InputError(f"{budget_tokens} tokens cannot hold {task}'s template and needles; raise the length")
         while high - low > 1:
             middle = (low + high) // 2
-            if len(self._ids(self._context(middle)[0], opening)) <= room:
+            if len(self._ids(self._context(middle)[0])) <= room:
                 low = middle
             else:
                 high = middle
         context, spans = self._context(low)
-        context_ids = self._ids(context, opening)
+        empty = self._ids(self.before)
         haystack_span = (len(self.before), len(context) - 1)
-        tokens = [self._tokens(context, span, opening) for span in [haystack_span, *spans]]
-        digest = hashlib.sha256(json.dumps([context_ids, question_ids, answers]).encode()).hexdigest()
-        return NeedleSample(
+        tokens = [self._tokens(context, span) for span in [haystack_span, *spans]]
+        return Sample(
+            suite="needle",
             task=task,
             index=index,
-            context=context,
-            question=self.after,
-            context_ids=tuple(context_ids),
-            question_ids=tuple(question_ids),
+            prompt=Prompt(context, self.after, self._ids(context), question_ids, empty),
             answers=answers,
-            depth=self.depths[0],
-            haystack_tokens=tokens[0],
-            needle_tokens=tuple(tokens[1:]),
-            sha256=digest,
+            max_new_tokens=MAX_NEW_TOKENS,
+            details={"depth": self.depths[0], "haystack_tokens": tokens[0], "needle_tokens": tokens[1:]},
         )
 
     def _context(self, words: int) -> tuple[str, list[tuple[int, int]]]:
@@ -261,13 +225,13 @@ class _Builder:
                 position += len(pieces[-1]) + len(self.haystack.joiner)
         return self.before + self.haystack.joiner.join(pieces) + "\n", spans
 
-    def _ids(self, text: str, opening: bool) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=opening)["input_ids"])
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tokens_of(self.tokenizer, text, self.opening)
 
-    def _tokens(self, text: str, span: tuple[int, int], opening: bool) -> tuple[int, int]:
+    def _tokens(self, text: str, span: tuple[int, int]) -> list[int]:
         """The half-open token span that covers the characters of ``span``."""
         if not getattr(self.tokenizer, "is_fast", False):
-            return len(self._ids(text[: span[0]], opening)), len(self._ids(text[: span[1]], opening))
-        offsets = self.tokenizer(text, add_special_tokens=opening, return_offsets_mapping=True)["offset_mapping"]
-        inside = [i for i, (start, stop) in enumerate(offsets) if start < span[1] and stop > span[0]]
-        return inside[0], inside[-1] + 1
+            return [len(self._ids(text[: span[0]])), len(self._ids(text[: span[1]]))]
+        encoded = self.tokenizer(text, add_special_tokens=self.opening, return_offsets_mapping=True)
+        inside = [i for i, (start, stop) in enumerate(encoded["offset_mapping"]) if start < span[1] and stop > span[0]]
+        return [inside[0], inside[-1] + 1]

@@ -1,4 +1,4 @@
-"""What a sweep's recipe (YAML) may say, and the cells that it spans."""
+"""What a sweep's recipe (YAML) may say."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -7,56 +7,48 @@ from typing import Any
 import yaml
 
 from longfit.errors import InputError
-from longfit.eval import needle
-from longfit.eval.tables import BASELINES
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One way to answer: a method or baseline, the fraction of the context kept, the question seen or not."""
-
-    method: str
-    keep_ratio: float = 1.0
-    awareness: str = "agnostic"
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def cell_id(self) -> str:
-        if self.method in ("full", "no_context"):
-            return self.method
-        options = ",".join(f"{key}={self.options[key]}" for key in sorted(self.options))
-        aware = "" if self.method in BASELINES else f"-{self.awareness}"
-        return f"{self.method}{f'({options})' if options else ''}-{self.budget}{aware}"
-
-    @property
-    def budget(self) -> str:
-        return f"{100 * self.keep_ratio:g}%"
+from longfit.eval.cells import Cell, expand
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a sweep runs. ``cells`` is a list of groups: methods, keep_ratios and awareness, all combined.
+    """A grid of models x compressors x budgets x tasks x lengths.
 
-    ``shared_prefill`` reads each sample once, in one chunk, and trims that prefill by every cell: what each
-    method would do with a chunk that holds the whole sample, at a fraction of the time.
-
-    A method is a name, or a mapping of one name to its options: ``{snapkv: {kernel_size: 7}}``.
+    Attributes:
+        name: of the run.
+        suite, tasks: which tasks; all of the suite where `tasks` is empty.
+        models: as `longfit.load` takes them.
+        lengths: tokens of a prompt with its longest answer.
+        n: samples of each task at each length; seed: of the samples.
+        cells: groups of `methods`, `keep_ratios` or `budgets`, `awareness` and `chunk_tokens`, all combined. A method
+            is a name, or a mapping of one name to its options: `{snapkv: {kernel_size: 7}}`.
+        chat: use the tokenizer's chat template where it has one.
+        max_new_tokens: in place of the task's own; recorded as a condition.
+        shared_prefill: read each sample once, in one chunk, and trim that prefill by every cell: what each method does
+            with a chunk that holds the whole sample, at a fraction of the time. Costs are then measured apart: each
+            cell runs `cost_samples` samples alone, in a fresh process.
+        fresh_process: run each cell's samples in a process of its own, so that its peak memory is its own.
+        block_samples: samples that a cell answers before the next cell's turn, so that an interrupted run has the same
+            samples in all of its cells.
+        dtype, threads: of the run.
     """
 
     name: str
-    model: str
-    length: int
+    models: list[str]
+    lengths: list[int]
     n: int
     cells: list[dict[str, Any]]
-    tasks: list[str] = field(default_factory=lambda: list(needle.TASKS))
+    suite: str = "ruler"
+    tasks: list[str] = field(default_factory=list)
     dtype: str = "auto"
-    threads: int = 1
+    threads: int | None = None
     seed: int = 42
-    chunk_tokens: int | None = None
-    answer_prefix: bool = True
-    max_new_tokens: int = needle.MAX_NEW_TOKENS
-    block_samples: int = 5
+    chat: bool = True
+    max_new_tokens: int | None = None
     shared_prefill: bool = False
+    cost_samples: int = 0
+    fresh_process: bool = True
+    block_samples: int = 25
 
     @classmethod
     def read(cls, source: "str | Path | dict[str, Any] | Recipe") -> "Recipe":
@@ -64,48 +56,40 @@ class Recipe:
         if isinstance(source, Recipe):
             return source
         if not isinstance(source, dict):
-            if not Path(source).is_file():
-                raise InputError(f"recipe {str(source)!r} does not exist")
-            source = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
-        if not isinstance(source, dict):
-            raise InputError("a recipe is a YAML mapping")
+            source = _file(Path(source))
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(source) - known):
             raise InputError(f"unknown recipe key {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        if missing := sorted({"name", "model", "length", "n", "cells"} - set(source)):
+        if missing := sorted({"name", "models", "lengths", "n", "cells"} - set(source)):
             raise InputError(f"the recipe lacks {', '.join(missing)}")
-        return cls(**source)
+        for name in ("models", "lengths", "tasks", "cells"):
+            if name in source and not isinstance(source[name], list):
+                raise InputError(f"{name} of the recipe is a list, not {source[name]!r}")
+        if not isinstance(source["n"], int) or source["n"] < 1:
+            raise InputError(f"n={source['n']}: ask for at least one sample")
+        recipe = cls(**source)
+        if recipe.shared_prefill and any("chunk_tokens" in group for group in recipe.cells):
+            raise InputError("shared_prefill reads a sample in one chunk; leave chunk_tokens out, or shared_prefill")
+        return recipe
 
     def expand(self) -> list[Cell]:
         """All cells, baselines first, each once. Raises InputError for a group that cannot be run."""
-        found: dict[str, Cell] = {}
-        for group in self.cells:
-            if unknown := sorted(set(group) - {"methods", "keep_ratios", "awareness"}):
-                raise InputError(f"unknown key {', '.join(unknown)} in a group of cells")
-            for method, options in map(_method, group["methods"]):
-                plain = method in ("full", "no_context")
-                aware = ["agnostic"] if method in BASELINES else group.get("awareness") or _awareness(method, options)
-                for ratio in [1.0] if plain else group["keep_ratios"]:
-                    if not 0 < ratio <= 1:
-                        raise InputError(f"keep_ratio {ratio} of {method} is not in (0, 1]")
-                    for mode in aware:
-                        if mode not in ("agnostic", "aware"):
-                            raise InputError(f"awareness {mode!r} of {method}: use agnostic or aware")
-                        cell = Cell(method, float(ratio), mode, options)
-                        found.setdefault(cell.cell_id, cell)
-        return sorted(found.values(), key=lambda cell: cell.method not in BASELINES)
+        return expand(self.cells)
+
+    def task_names(self) -> list[str]:
+        """The tasks by name, each known. Raises UnknownNameError."""
+        from longfit.eval.suites import get_task, tasks_of
+
+        return [get_task(self.suite, name).name for name in self.tasks] or list(tasks_of(self.suite))
 
 
-def _method(entry: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    if isinstance(entry, str):
-        return entry, {}
-    if len(entry) != 1:
-        raise InputError(f"a method with options is a mapping of one name, not {entry}")
-    return next(iter(entry.items()))
-
-
-def _awareness(method: str, options: dict[str, Any]) -> list[str]:
-    """Both ways for a method that looks at the question where it is known, else without it."""
-    from longfit.compressors import get
-
-    return ["agnostic", "aware"] if get(method, **options).query_aware else ["agnostic"]
+def _file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"recipe {str(path)!r} does not exist")
+    try:
+        source = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {str(path)!r} is not YAML: {error}") from error
+    if not isinstance(source, dict):
+        raise InputError(f"recipe {str(path)!r} is not a YAML mapping")
+    return source

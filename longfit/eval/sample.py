@@ -92,9 +92,7 @@ def make_prompt(
     )
 
 
-def frame(
-    tokenizer: Any, head: str, tail: str, *, answer_prefix: str = "", chat: bool = True
-) -> tuple[str, str]:
+def frame(tokenizer: Any, head: str, tail: str, *, answer_prefix: str = "", chat: bool = True) -> tuple[str, str]:
     """The prompt's text before its content and after it."""
     text = head + _SPLIT + tail
     if in_template(tokenizer, chat):

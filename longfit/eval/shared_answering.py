@@ -1,101 +1,85 @@
 """Answer one sample by every cell of a sweep from one prefill (two where some cells see the question)."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from transformers import StoppingCriteriaList
+from torch import Tensor
 
 from longfit.cache import FitCache
 from longfit.compressors import get
-from longfit.eval.answering import Stop, check_kept, record
-from longfit.eval.needle import NeedleSample, complete
-from longfit.eval.recipe import Cell
+from longfit.eval.answering import Reader, generate, kept_record, likelihood, record
+from longfit.eval.cells import Cell
+from longfit.eval.measures import Held, Outcome, check_kept
+from longfit.eval.sample import Sample
 from longfit.eval.shared import Recording, recording
+from longfit.eval.task import Task
 from longfit.memory import Memory
 from longfit.model import unwrap, wrap
 
 
 @torch.no_grad()
 def answers(
-    model: Any, tokenizer: Any, sample: NeedleSample, cells: list[Cell], max_new_tokens: int
-) -> Iterator[dict[str, Any]]:
-    """Records of ``cells``, none of them a baseline, as ``answering.answer`` makes them.
+    reader: Reader, task: Task, sample: Sample, cells: list[Cell], failed: Callable[[Cell, Exception], None]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """What ``answering.answer`` gives, for each of ``cells``, none of them a baseline.
 
-    ``prefill_seconds`` is the shared prefill's, ``seconds`` a cell's own trimming and answering.
+    ``prefill_seconds`` is the shared prefill's and ``peak_bytes`` unknown: costs are measured apart. A cell that raises
+    is handed to ``failed``, and the others go on.
     """
-    question = list(sample.question_ids)
     for awareness in ("agnostic", "aware"):
         chosen = [cell for cell in cells if cell.awareness == awareness]
         if not chosen:
             continue
         aware = awareness == "aware"
-        ids = torch.tensor([list(sample.context_ids) + question * aware], device=model.device)
+        question = len(sample.question_ids) * aware
+        ids = reader.tensor(sample.prompt_ids if aware else sample.context_ids)
         methods = [get(cell.method, **cell.options) for cell in chosen]
         started = time.perf_counter()
-        with recording(model, ids, methods, len(question) * aware) as recorded:
-            prefill = time.perf_counter() - started
+        with recording(reader.model, ids, methods, question) as recorded:
+            prefill = round(time.perf_counter() - started, 3)
             for cell in chosen:
-                yield _answer(model, tokenizer, sample, cell, recorded, ids, max_new_tokens) | {
-                    "prefill_seconds": round(prefill, 3)
-                }
+                try:
+                    line, kept = _answer(reader, task, sample, cell, recorded, ids)
+                except Exception as error:
+                    failed(cell, error)
+                    continue
+                yield line | {"prefill_seconds": prefill}, kept
 
 
 def _answer(
-    model: Any,
-    tokenizer: Any,
-    sample: NeedleSample,
-    cell: Cell,
-    recorded: Recording,
-    ids: torch.Tensor,
-    max_new_tokens: int,
-) -> dict[str, Any]:
-    method = get(cell.method, **cell.options)
-    wrapped = wrap(model, method, budget=cell.budget, chunk_tokens=ids.shape[1])
-    stop = Stop(tokenizer, max_new_tokens)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    how: dict[str, Any] = {
-        "do_sample": False,
-        "pad_token_id": pad,
-        "stopping_criteria": StoppingCriteriaList([stop]),
-    }
-    wall, cpu = time.perf_counter(), time.process_time()
+    reader: Reader, task: Task, sample: Sample, cell: Cell, recorded: Recording, ids: Tensor
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    method, kept = get(cell.method, **cell.options), None
+    assert cell.keep_ratio is not None
+    fitted = wrap(reader.model, method, budget=cell.budget, chunk_tokens=ids.shape[1])
     try:
         cache = recorded.trimmed(method, cell.keep_ratio)
-        kept = {"tokens_in": cache.seen, "kept_tokens": cache.kept_tokens, "kv_bytes": cache.nbytes}
-        if cell.awareness == "aware":
-            text = _continue(wrapped, tokenizer, recorded, cache, ids, max_new_tokens, how)
+        tokens = ids.shape[1]
+        held = Held(tokens, cache.kept_tokens, cache.nbytes, reader.full_kv_bytes(tokens))
+        check_kept(cell, held, reader.limit(sample))
+        if cell.awareness == "agnostic":
+            kept = kept_record(sample, cell, cache)
+        if sample.target_ids:
+            outcome = likelihood(reader, sample, cache)
+        elif cell.awareness == "aware":
+            outcome = _continue(reader, task, sample, recorded, cache, ids)
         else:
-            memory = Memory(cache, cache.seen, wrapped._fingerprint())
-            asked = torch.tensor([list(sample.question_ids)], device=model.device)
-            out = wrapped.generate(asked, memory=memory, max_new_tokens=max_new_tokens, **how)
-            text = tokenizer.decode(out[0, asked.shape[1] :], skip_special_tokens=True)
+            memory = Memory(cache, cache.seen, fitted._fingerprint())
+            outcome = generate(reader, task, sample, reader.tensor(sample.question_ids), memory=memory)
     finally:
-        unwrap(model)
-    check_kept(cell, cache.kept_tokens, cache.seen, max_new_tokens)
-    spent = {
-        "seconds": round(time.perf_counter() - wall, 3),
-        "cpu_seconds": round(time.process_time() - cpu, 3),
-    }
-    details = {"repr": repr(method), "chunks": 1, "chunk_tokens": ids.shape[1], "shared_prefill": True}
-    return record(sample, cell, text) | kept | spent | details
+        unwrap(reader.model)
+    measured = held.record() | {"peak_bytes": None, "shared_prefill": True}
+    return record(task, sample, cell, outcome) | measured, kept
 
 
-def _continue(
-    wrapped: Any,
-    tokenizer: Any,
-    recorded: Recording,
-    cache: FitCache,
-    ids: torch.Tensor,
-    max_new_tokens: int,
-    how: dict[str, Any],
-) -> str:
+def _continue(reader: Reader, task: Task, sample: Sample, recorded: Recording, cache: FitCache, ids: Tensor) -> Outcome:
     """The answer after a prompt whose last logits are known: its first token comes from them."""
     first = recorded.logits[:, -1].argmax(-1, keepdim=True)
-    out = torch.cat([ids, first], 1)
-    eos = wrapped.generation_config.eos_token_id
-    ended = int(first) in (eos if isinstance(eos, list) else [eos])
-    if not ended and not complete(tokenizer.decode(first[0])):
-        out = wrapped.generate(out, past_key_values=cache, max_new_tokens=max_new_tokens - 1, **how)
-    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    opening = reader.tokenizer.decode(first[0], skip_special_tokens=True)
+    ends = reader.model.generation_config.eos_token_id
+    ended = int(first) in (ends if isinstance(ends, list) else [ends])
+    if ended or reader.limit(sample) < 2 or task.settled(opening, sample):
+        return Outcome(opening, new_tokens=1)
+    return generate(reader, task, sample, torch.cat([ids, first], 1), answered=1, past_key_values=cache)

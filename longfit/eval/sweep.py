@@ -1,33 +1,32 @@
-"""A grid of methods, keep ratios and question-awareness over needle samples, in a folder that survives kills.
+"""A grid of models, methods, budgets and tasks, in a folder that survives kills.
 
-Work goes block by block: a few samples through every cell, then the next few, so an interrupted run has
-the same samples in all of its cells. Each finished sample is one line on disk before the next one starts.
+Each finished sample is one line on disk before the next one starts. Samples go block by block through all cells, so an
+interrupted run has the same samples in all of them.
 """
 
-import hashlib
 import json
 import os
-import platform
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
-from importlib import metadata
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import torch
 import yaml
 
 from longfit.errors import InputError, LongfitError
-from longfit.eval import needle
-from longfit.eval.answering import answer, wrapped
-from longfit.eval.needle import NeedleSample
-from longfit.eval.recipe import Cell, Recipe
+from longfit.eval import records
+from longfit.eval.answering import Reader, answer
+from longfit.eval.cells import Cell
+from longfit.eval.conditions import conditions, environment, merged, resolved
+from longfit.eval.processes import run_worker
+from longfit.eval.recipe import Recipe
+from longfit.eval.sample import Sample
 from longfit.eval.shared_answering import answers
-from longfit.eval.tables import BASELINES, read_records, summarise, write_atomically
+from longfit.eval.suites import get_task
+from longfit.eval.summary import summarise
+from longfit.eval.worker import Place, all_samples, load_reader, work
 
 
 class SweepError(LongfitError, RuntimeError):
@@ -45,256 +44,193 @@ def run(
 ) -> dict[str, Any]:
     """Run what is missing of the grid in the folder ``output`` and return what ``metrics.json`` then holds.
 
-    data: a local folder of text for the haystack (``needle.load_haystack``); None takes RULER's noise.
+    data: a local folder with the suite's inputs; None takes the public ones.
     shard: "1/4" runs the first quarter of the samples of every cell; shards share one folder and may run at
-        the same time.
+        the same time. By default a process of `accelerate launch` takes the shard of its rank.
     limit: only the first samples of each task; the rest can be run later in the same folder.
-    loaded: a model and its tokenizer, in place of loading ``recipe.model``.
+    loaded: a model and its tokenizer, in place of loading the recipe's models; all cells then run in this process.
 
     Raises InputError where another sweep writes to the folder or the folder holds another recipe's run, and
     SweepError at the end where cells failed (``errors.jsonl`` has the tracebacks).
     """
     recipe, output = Recipe.read(recipe), Path(output)
-    cells, part = recipe.expand(), _shard(shard)
+    cells, part = recipe.expand(), shard_of(shard)
     suffix = f"-{part[0]}of{part[1]}" if part[1] > 1 else ""
     output.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(recipe.threads)
-    with _locked(output, suffix):
-        model, tokenizer = loaded or _load(recipe)
-        samples = _samples(recipe, tokenizer, data)
-        config = _config(recipe, model, tokenizer, samples, data)
-        _check_same_run(output, config)
-        write_atomically(output / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        write_atomically(output / f"env{suffix}.json", json.dumps(_environment(recipe, model), indent=1) + "\n")
-        own = output / f"samples{suffix}.jsonl"
-        _repair(own)
-        chosen = [sample for sample in samples if _mine(sample.index, part)]
-        if limit is not None:
-            chosen = [sample for sample in chosen if sample.index < limit]
-        with own.open("a", encoding="utf-8") as log:
-            failed = _run_cells(recipe, cells, chosen, model, tokenizer, output, log)
-        metrics = _write_metrics(output, recipe, cells, failed)
-    if failed:
-        raise SweepError(f"{len(failed)} of {len(cells)} cells failed: {failed}; see {output / 'errors.jsonl'}")
+    with records.locked(output, suffix) as locks:
+        given = None if data is None else str(data)
+        sweep = Sweep(recipe, cells, recipe.task_names(), output, given, part, suffix, limit, locks)
+        for model in recipe.models:
+            sweep.run_model(model, loaded)
+        metrics = sweep.write_metrics()
+    if sweep.failed:
+        raise SweepError(f"{len(sweep.failed)} cells failed: {sweep.failed}; see {output / 'errors.jsonl'}")
     return metrics
 
 
-def _load(recipe: Recipe) -> tuple[Any, Any]:
-    from longfit.loading import load
+@dataclass
+class Sweep:
+    """One start of a sweep: what it is to do and where."""
 
-    return load(recipe.model, dtype=recipe.dtype)
+    recipe: Recipe
+    cells: list[Cell]
+    tasks: list[str]
+    output: Path
+    data: str | None
+    part: tuple[int, int]
+    suffix: str
+    limit: int | None
+    locks: list[int]
+    failed: dict[str, str] = field(default_factory=dict)
+    done: set[tuple[str, int, str, str]] = field(default_factory=set)
 
+    def run_model(self, model: str, loaded: tuple[Any, Any] | None) -> None:
+        """All lengths of one model."""
+        reader = Reader(*loaded, self.recipe.max_new_tokens) if loaded else load_reader(self.recipe, model)
+        config, samples = resolved(self.recipe, self.tasks), {}
+        for length in self.recipe.lengths:
+            samples[length] = all_samples(self.recipe, self.tasks, length, reader.tokenizer, self.data)
+            config["conditions"][f"{model}@{length}"] = conditions(reader.model, reader.tokenizer, samples[length])
+        text = yaml.safe_dump(merged(self.output, config), sort_keys=False, allow_unicode=True)
+        records.write_atomically(self.output / "config.yaml", text)
+        env = environment(self.recipe.threads, str(reader.model.device))
+        records.write_atomically(self.output / f"env{self.suffix}.json", json.dumps(env, indent=1) + "\n")
+        for stem in ("samples", "costs", "kept"):
+            records.repair(self._file(stem))
+        for length, by_task in samples.items():
+            self._run_place(Place(model, length), reader, self._mine(by_task), alone=loaded is None)
 
-def _samples(recipe: Recipe, tokenizer: Any, data: str | Path | None) -> list[NeedleSample]:
-    """All samples of all tasks, in order of their index."""
-    made = [
-        needle.generate(
-            task,
-            tokenizer,
-            length=recipe.length,
-            n=recipe.n,
-            seed=recipe.seed,
-            data=data,
-            answer_prefix=recipe.answer_prefix,
-            max_new_tokens=recipe.max_new_tokens,
+    def _file(self, stem: str) -> Path:
+        return self.output / f"{stem}{self.suffix}.jsonl"
+
+    def _mine(self, by_task: dict[str, list[Sample]]) -> list[Sample]:
+        """The shard's samples, in order of their index, the tasks in turn."""
+        found = [s for given in by_task.values() for s in given if mine(s.index, self.part)]
+        if self.limit is not None:
+            found = [s for s in found if s.index < self.limit]
+        return sorted(found, key=lambda s: (s.index, self.tasks.index(s.task)))
+
+    def _missing(self, place: Place, cell: Cell, samples: list[Sample]) -> list[Sample]:
+        """Samples without a record; none for a cell that has failed in this start."""
+        if self._name(place, cell) in self.failed:
+            return []
+        key = (place.model, place.length, cell.cell_id)
+        return [s for s in samples if (*key, s.sample_id) not in self.done]
+
+    def _run_place(self, place: Place, reader: Reader, samples: list[Sample], alone: bool) -> None:
+        self.done = {records.key_of(r) for r in records.read_records(self.output)}
+        if self.recipe.shared_prefill:
+            self._run_shared(place, reader, samples)
+            self.done = {records.key_of(r) for r in records.read_records(self.output, "costs")}
+            first = samples[: self.recipe.cost_samples] if self.part[0] == 1 else []
+            self._run_cells(place, reader, first, "costs", alone)
+        else:
+            self._run_cells(place, reader, samples, "samples", alone)
+
+    def _run_shared(self, place: Place, reader: Reader, samples: list[Sample]) -> None:
+        """Sample by sample through every missing cell, from shared prefills."""
+        progress = Progress(sum(bool([c for c in self.cells if self._missing(place, c, [s])]) for s in samples))
+        mark = asdict(place)
+        with self._file("samples").open("a") as log, self._file("kept").open("a") as kept_log:
+            for sample in samples:
+                task = get_task(self.recipe.suite, sample.task)
+                todo = [cell for cell in self.cells if self._missing(place, cell, [sample])]
+                for cell in todo:
+                    if cell.baseline:
+                        records.append(log, mark | answer(reader, task, sample, cell)[0])
+                ours = [cell for cell in todo if not cell.baseline]
+                for line, kept in answers(reader, task, sample, ours, lambda c, e: self._fail(place, c, e)):
+                    records.append(log, mark | line)
+                    if kept is not None and sample.index == 0:
+                        records.append(kept_log, mark | kept)
+                if todo:
+                    progress.step(f"{place.model}@{place.length} {sample.sample_id}, {len(todo)} cells")
+
+    def _run_cells(self, place: Place, reader: Reader, samples: list[Sample], stem: str, alone: bool) -> None:
+        """Block by block and cell by cell; each in a process of its own where `alone`."""
+        size = self.recipe.block_samples * len(self.tasks)
+        progress = Progress(sum(len(self._missing(place, cell, samples)) for cell in self.cells))
+        for start in range(0, len(samples), size):
+            for cell in self.cells:
+                todo = self._missing(place, cell, samples[start : start + size])
+                if not todo:
+                    continue
+                try:
+                    if alone and self.recipe.fresh_process:
+                        self._run_alone(place, cell, todo, stem)
+                    else:
+                        with self._file(stem).open("a") as log, self._file("kept").open("a") as kept_log:
+                            work(reader, self.recipe, place, cell, todo, log, kept_log)
+                except Exception as error:
+                    self._fail(place, cell, error)
+                progress.step(f"{place.model}@{place.length} {cell.cell_id}", len(todo))
+
+    def _run_alone(self, place: Place, cell: Cell, samples: list[Sample], stem: str) -> None:
+        job = {
+            "recipe": asdict(self.recipe),
+            "place": asdict(place),
+            "cell": asdict(cell),
+            "data": self.data,
+            "samples": [[s.task, s.index] for s in samples],
+            "log": str(self._file(stem)),
+            "kept_log": str(self._file("kept")),
+        }
+        run_worker(job, self.output / f".job{self.suffix}.json", self.recipe.threads, self.locks)
+
+    def _name(self, place: Place, cell: Cell) -> str:
+        return f"{place.model}@{place.length} {cell.cell_id}"
+
+    def _fail(self, place: Place, cell: Cell, error: Exception) -> None:
+        """One broken method must not cost the night's run of the others: its cell stops, the rest goes on."""
+        if isinstance(error, OSError):
+            raise error
+        self.failed[self._name(place, cell)] = (
+            str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
         )
-        for task in recipe.tasks
-    ]
-    return [sample for row in zip(*made, strict=True) for sample in row]
+        line = {"cell": self._name(place, cell), "error": str(error), "traceback": traceback.format_exception(error)}
+        with (self.output / "errors.jsonl").open("a", encoding="utf-8") as log:
+            records.append(log, line)
+
+    def write_metrics(self) -> dict[str, Any]:
+        found = records.read_records(self.output)
+        metrics = {
+            "name": self.recipe.name,
+            "finished": len(found),
+            "failed": self.failed,
+            "rows": summarise(found, records.read_records(self.output, "costs")),
+        }
+        records.write_atomically(self.output / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        return metrics
 
 
-def _run_cells(
-    recipe: Recipe,
-    cells: list[Cell],
-    samples: list[NeedleSample],
-    model: Any,
-    tokenizer: Any,
-    output: Path,
-    log: IO[str],
-) -> dict[str, str]:
-    """Every missing (cell, sample), block by block. Returns the cells that failed, with the reason.
+class Progress:
+    """One line on stderr for each step, with the time that is left at the pace so far."""
 
-    One broken method must not cost the night's run of the others: its cell stops, the rest goes on.
-    """
-    done = {(record["cell"], record["sample"]) for record in read_records(output)}
-    left = sum((cell.cell_id, sample.sample_id) not in done for cell in cells for sample in samples)
-    finished, started, failed = 0, time.monotonic(), dict[str, str]()
-    if recipe.shared_prefill:
-        for _ in _run_shared(recipe, cells, samples, done, model, tokenizer, log):
-            _write_metrics(output, recipe, cells, failed)
-        return failed
-    for first in range(0, recipe.n, recipe.block_samples):
-        block = [sample for sample in samples if first <= sample.index < first + recipe.block_samples]
-        for cell in cells:
-            todo = [sample for sample in block if (cell.cell_id, sample.sample_id) not in done]
-            if not todo or cell.cell_id in failed:
-                left -= len(todo)
-                continue
-            right, tried = 0.0, 0
-            try:
-                with wrapped(model, cell, recipe.chunk_tokens) as ready:
-                    for sample in todo:
-                        record = answer(ready, tokenizer, sample, cell, recipe.max_new_tokens)
-                        _append(log, record)
-                        right, tried = right + record["correct"], tried + 1
-            except Exception as error:  # reported below, in errors.jsonl and at the end
-                failed[cell.cell_id] = f"{type(error).__name__}: {error}"
-                with (output / "errors.jsonl").open("a", encoding="utf-8") as errors:
-                    entry = {"cell": cell.cell_id, "error": failed[cell.cell_id]}
-                    _append(errors, entry | {"trace": traceback.format_exc()})
-                print(f"FAILED {cell.cell_id}: {failed[cell.cell_id]}", file=sys.stderr, flush=True)
-            finished, left = finished + tried, left - len(todo)
-            pace = (time.monotonic() - started) / max(1, finished)
-            print(
-                f"samples from {first}: {cell.cell_id} {right:g}/{tried} right, {pace:.1f} s a sample, "
-                f"{left} left, {pace * left / 3600:.1f} h",
-                file=sys.stderr,
-                flush=True,
-            )
-            _write_metrics(output, recipe, cells, failed)
-    return failed
+    def __init__(self, total: int) -> None:
+        self.total, self.finished, self.started = total, 0, time.monotonic()
+
+    def step(self, what: str, steps: int = 1) -> None:
+        self.finished += steps
+        pace = (time.monotonic() - self.started) / self.finished
+        left = max(0, self.total - self.finished)
+        text = f"{what}: {pace:.1f} s each, {left} left, {pace * left / 60:.0f} min"
+        print(text, file=sys.stderr, flush=True)
 
 
-def _run_shared(
-    recipe: Recipe,
-    cells: list[Cell],
-    samples: list[NeedleSample],
-    done: set[tuple[str, str]],
-    model: Any,
-    tokenizer: Any,
-    log: IO[str],
-) -> Iterator[None]:
-    """Task by task and sample by sample through every missing cell, from shared prefills."""
-    started = time.monotonic()
-    for number, sample in enumerate(sorted(samples, key=lambda sample: recipe.tasks.index(sample.task))):
-        todo = [cell for cell in cells if (cell.cell_id, sample.sample_id) not in done]
-        for cell in todo:
-            if cell.method in BASELINES:
-                _append(log, answer(model, tokenizer, sample, cell, recipe.max_new_tokens))
-        compressing = [cell for cell in todo if cell.method not in BASELINES]
-        for record in answers(model, tokenizer, sample, compressing, recipe.max_new_tokens):
-            _append(log, record)
-        pace = (time.monotonic() - started) / (number + 1)
-        left = len(samples) - number - 1
-        print(
-            f"{sample.sample_id}: {pace:.0f} s a sample, {left} left, {pace * left / 3600:.1f} h",
-            file=sys.stderr,
-            flush=True,
-        )
-        yield
-
-
-def _write_metrics(output: Path, recipe: Recipe, cells: list[Cell], failed: dict[str, str]) -> dict[str, Any]:
-    records = read_records(output)
-    metrics = {
-        "name": recipe.name,
-        "planned": len(cells) * recipe.n * len(recipe.tasks),
-        "finished": len(records),
-        "failed": failed,
-        "cells": summarise(records),
-    }
-    write_atomically(output / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    return metrics
-
-
-def _append(log: IO[str], record: dict[str, Any]) -> None:
-    """One line, on disk before the next sample starts."""
-    log.write(json.dumps(record, ensure_ascii=False) + "\n")
-    log.flush()
-    os.fsync(log.fileno())
-
-
-def _repair(file: Path) -> None:
-    """Cut a last line that a kill left without its end; its sample runs again."""
-    if file.is_file() and (content := file.read_bytes()) and not content.endswith(b"\n"):
-        with file.open("r+b") as log:
-            log.truncate(content.rfind(b"\n") + 1)
-            os.fsync(log.fileno())
-
-
-@contextmanager
-def _locked(output: Path, suffix: str) -> Iterator[None]:
-    """One sweep per folder, or one per shard of it; the kernel frees the lock of a killed process."""
-    import fcntl
-
-    # Shards share the folder's lock, so that a whole run and a shard exclude each other too.
-    wanted = [(output / ".lock", fcntl.LOCK_SH if suffix else fcntl.LOCK_EX)]
-    wanted += [(output / f".lock{suffix}", fcntl.LOCK_EX)] if suffix else []
-    with ExitStack() as stack:
-        for file, kind in wanted:
-            handle = stack.enter_context(file.open("a"))
-            try:
-                fcntl.flock(handle, kind | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(f"another sweep is writing to {str(output)!r}; wait for it or stop it") from error
-        yield
-
-
-def _shard(shard: str | None) -> tuple[int, int]:
-    """ "2/4" as (2, 4); None is (1, 1)."""
+def shard_of(shard: str | None) -> tuple[int, int]:
+    """ "2/4" as (2, 4); None is the rank of a process that `accelerate launch` started, else (1, 1)."""
     if shard is None:
-        return 1, 1
+        return int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1))
     part, _, parts = shard.partition("/")
     if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         raise InputError(f"shard {shard!r} is not of the form 1/4, with the first number from 1 to the second")
     return int(part), int(parts)
 
 
-def _mine(index: int, part: tuple[int, int]) -> bool:
+def mine(index: int, part: tuple[int, int]) -> bool:
     """Whether sample ``index`` belongs to the shard.
 
-    Shifted from row to row: depths are visited in van der Corput order, where every second sample is shallow.
+    Shifted from row to row: stratified depths go in van der Corput order, where every second sample is shallow.
     """
     number, parts = part
     return (index + index // parts) % parts == number - 1
-
-
-def _config(
-    recipe: Recipe, model: Any, tokenizer: Any, samples: list[NeedleSample], data: str | Path | None
-) -> dict[str, Any]:
-    """The recipe as resolved, with hashes of all that decides a sample's outcome."""
-    haystack = needle.load_haystack(data)
-    weights = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        # A strided look at every tensor tells models apart without reading gigabytes.
-        values = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)].float().cpu().tolist()
-        weights.update(repr((name, tuple(tensor.shape), str(tensor.dtype), values)).encode())
-    template = getattr(tokenizer, "chat_template", None) or ""
-    return asdict(recipe) | {
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "haystack": {"source": haystack.source, "sha256": haystack.sha256},
-        "samples_sha256": hashlib.sha256("".join(sample.sha256 for sample in samples).encode()).hexdigest(),
-        "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
-        "weights_sha256": weights.hexdigest(),
-        "decoding": "greedy, to the first 7-digit number",
-    }
-
-
-def _check_same_run(output: Path, config: dict[str, Any]) -> None:
-    """A folder holds one run: more cells may come, anything that changes an outcome may not."""
-    file = output / "config.yaml"
-    if not file.is_file():
-        return
-    old = yaml.safe_load(file.read_text(encoding="utf-8"))
-    free = {"cells", "name", "threads", "block_samples"}
-    if changed := sorted(key for key in config if key not in free and old.get(key) != config[key]):
-        raise InputError(f"{str(output)!r} holds a run with another {', '.join(changed)}; give another folder")
-
-
-def _environment(recipe: Recipe, model: Any) -> dict[str, Any]:
-    versions: dict[str, str | None] = {}
-    for package in ("longfit", "torch", "transformers", "tokenizers", "numpy"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "versions": versions,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "threads": recipe.threads,
-        "device": str(model.device),
-        "attention": getattr(model.config, "_attn_implementation", None),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
