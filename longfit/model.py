@@ -300,9 +300,13 @@ def _fitted(base: type) -> type:
     return type(base.__name__, (FitMixin, base), members)
 
 
+def base_forward(model: Any) -> Any:
+    """The forward of a wrapped model's own class, with the attention that longfit put under it."""
+    return functools.partial(type(model).__mro__[2].forward, model)  # type: ignore[attr-defined]
+
+
 def _stream(model: Any, cache: FitCache) -> Stream:
-    base = type(model).__mro__[2]
-    return Stream(model, functools.partial(base.forward, model), decoder_of(model), cache)  # type: ignore[attr-defined]
+    return Stream(model, base_forward(model), decoder_of(model), cache)
 
 
 def _bind(base: type, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

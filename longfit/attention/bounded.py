@@ -82,7 +82,8 @@ def _attention(backend: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             )
         if scaling is None:
             scaling = query.shape[-1] ** -0.5
-        out = attend_bounded(layer, query, key, value, scaling, backend)
+        rows = [attend_bounded(m, query[r], key[r], value[r], scaling, backend) for r, m in layer.members()]
+        out = rows[0] if len(rows) == 1 else torch.cat(rows)
         return out.transpose(1, 2).contiguous(), None
 
     return bounded_attention

@@ -5,6 +5,7 @@ from longfit.cache.layer import HANDLE, BoundedLayer, Look
 from longfit.cache.ledger import Ledger
 from longfit.cache.part import Part
 from longfit.cache.rotary import Rotary
+from longfit.cache.side_by_side import SideBySide
 from longfit.cache.sliding import SlidingLayer
 from longfit.cache.step import Step
 from longfit.cache.store import Store
@@ -21,6 +22,7 @@ __all__ = [
     "Look",
     "Part",
     "Rotary",
+    "SideBySide",
     "SlidingLayer",
     "Step",
     "Store",

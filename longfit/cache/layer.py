@@ -68,6 +68,10 @@ class BoundedLayer(CacheLayerMixin):
         self.chunk = (key_states, value_states)
         return handle, value_states
 
+    def members(self) -> list[tuple[slice, "BoundedLayer"]]:
+        """Which rows of a forward go to which layer: all of them to this one."""
+        return [(slice(None), self)]
+
     def get_seq_length(self) -> int:
         return self.seen
 

@@ -115,12 +115,12 @@ def _plain(reader: Reader, task: Task, sample: Sample, cell: Cell) -> tuple[Outc
     return outcome, Held(tokens, float(tokens), size, size)
 
 
-def generate(reader: Reader, task: Task, sample: Sample, prompt: Tensor, *, answered: int = 0, **how: Any) -> Outcome:
-    """The greedy answer to ``prompt`` [1, T], whose last ``answered`` tokens are the answer's own first ones."""
-    tokenizer, start = reader.tokenizer, prompt.shape[1] - answered
+def generate(reader: Reader, task: Task, sample: Sample, prompt: Tensor, **how: Any) -> Outcome:
+    """The greedy answer to ``prompt`` [1, T]."""
+    tokenizer, start = reader.tokenizer, prompt.shape[1]
     stop = Stop(tokenizer, start, lambda text: task.settled(text, sample))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    how = {"max_new_tokens": reader.limit(sample) - answered, "attention_mask": torch.ones_like(prompt)} | how
+    how = {"max_new_tokens": reader.limit(sample), "attention_mask": torch.ones_like(prompt)} | how
     started = time.perf_counter()
     out = reader.model.generate(
         prompt, do_sample=False, pad_token_id=pad, stopping_criteria=StoppingCriteriaList([stop]), **how

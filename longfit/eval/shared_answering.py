@@ -2,20 +2,21 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from longfit.cache import FitCache
-from longfit.compressors import get
-from longfit.eval.answering import Reader, generate, kept_record, likelihood, record
+from longfit.compressors import KVCompressor, get
+from longfit.eval.answering import Reader, kept_record, likelihood, record
 from longfit.eval.cells import Cell
 from longfit.eval.measures import Held, Outcome, check_kept
 from longfit.eval.sample import Sample
 from longfit.eval.shared import Recording, recording
 from longfit.eval.task import Task
-from longfit.memory import Memory
+from longfit.eval.together import generate_together
 from longfit.model import unwrap, wrap
 
 
@@ -38,48 +39,70 @@ def answers(
         methods = [get(cell.method, **cell.options) for cell in chosen]
         started = time.perf_counter()
         with recording(reader.model, ids, methods, question) as recorded:
-            prefill = round(time.perf_counter() - started, 3)
-            for cell in chosen:
+            prefill = {"prefill_seconds": round(time.perf_counter() - started, 3)}
+            ready = []
+            for cell, method in zip(chosen, methods, strict=True):
                 try:
-                    line, kept = _answer(reader, task, sample, cell, recorded, ids)
+                    ready.append(_trim(reader, sample, cell, method, recorded, ids.shape[1]))
                 except Exception as error:
                     failed(cell, error)
-                    continue
-                yield line | {"prefill_seconds": prefill}, kept
+            for trimmed, outcome in zip(ready, _outcomes(reader, task, sample, ready, recorded, ids), strict=True):
+                measured = trimmed.held.record() | {"peak_bytes": None, "shared_prefill": True}
+                yield record(task, sample, trimmed.cell, outcome) | measured | prefill, trimmed.kept
 
 
-def _answer(
-    reader: Reader, task: Task, sample: Sample, cell: Cell, recorded: Recording, ids: Tensor
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    method, kept = get(cell.method, **cell.options), None
+@dataclass
+class Trimmed:
+    """What one cell has left of the shared prefill."""
+
+    cell: Cell
+    cache: FitCache
+    held: Held
+    kept: dict[str, Any] | None
+
+
+def _trim(
+    reader: Reader, sample: Sample, cell: Cell, method: KVCompressor, recorded: Recording, tokens: int
+) -> Trimmed:
     assert cell.keep_ratio is not None
-    fitted = wrap(reader.model, method, budget=cell.budget, chunk_tokens=ids.shape[1])
+    method.bind(reader.model)
+    cache = recorded.trimmed(method, cell.keep_ratio)
+    held = Held(tokens, cache.kept_tokens, cache.nbytes, reader.full_kv_bytes(tokens))
+    check_kept(cell, held, reader.limit(sample))
+    kept = kept_record(sample, cell, cache) if cell.awareness == "agnostic" else None
+    return Trimmed(cell, cache, held, kept)
+
+
+def _outcomes(
+    reader: Reader, task: Task, sample: Sample, ready: list[Trimmed], recorded: Recording, ids: Tensor
+) -> Iterator[Outcome]:
+    """The answer of each cell, in order."""
+    if not ready:
+        return
+    aware = ready[0].cell.awareness == "aware"
+    # Any method will do to wrap with: the caches bring their own.
+    fitted = wrap(reader.model, "knorm", budget="100%")
     try:
-        cache = recorded.trimmed(method, cell.keep_ratio)
-        tokens = ids.shape[1]
-        held = Held(tokens, cache.kept_tokens, cache.nbytes, reader.full_kv_bytes(tokens))
-        check_kept(cell, held, reader.limit(sample))
-        if cell.awareness == "agnostic":
-            kept = kept_record(sample, cell, cache)
         if sample.target_ids:
-            outcome = likelihood(reader, sample, cache)
-        elif cell.awareness == "aware":
-            outcome = _continue(reader, task, sample, recorded, cache, ids)
+            yield from [likelihood(reader, sample, trimmed.cache) for trimmed in ready]
+            return
+        caches = [trimmed.cache for trimmed in ready]
+        if aware:
+            yield from _continued(reader, task, sample, caches, recorded)
         else:
-            memory = Memory(cache, cache.seen, fitted._fingerprint())
-            outcome = generate(reader, task, sample, reader.tensor(sample.question_ids), memory=memory)
+            yield from generate_together(reader, task, sample, caches, reader.tensor(sample.question_ids))
     finally:
-        unwrap(reader.model)
-    measured = held.record() | {"peak_bytes": None, "shared_prefill": True}
-    return record(task, sample, cell, outcome) | measured, kept
+        unwrap(fitted)
 
 
-def _continue(reader: Reader, task: Task, sample: Sample, recorded: Recording, cache: FitCache, ids: Tensor) -> Outcome:
-    """The answer after a prompt whose last logits are known: its first token comes from them."""
-    first = recorded.logits[:, -1].argmax(-1, keepdim=True)
-    opening = reader.tokenizer.decode(first[0], skip_special_tokens=True)
+def _continued(
+    reader: Reader, task: Task, sample: Sample, caches: list[FitCache], recorded: Recording
+) -> list[Outcome]:
+    """The answers after a prompt whose last logits are known: their first token comes from them."""
+    first = int(recorded.logits[0, -1].argmax())
+    opening = reader.tokenizer.decode([first], skip_special_tokens=True)
     ends = reader.model.generation_config.eos_token_id
-    ended = int(first) in (ends if isinstance(ends, list) else [ends])
+    ended = first in (ends if isinstance(ends, list) else [ends])
     if ended or reader.limit(sample) < 2 or task.settled(opening, sample):
-        return Outcome(opening, new_tokens=1)
-    return generate(reader, task, sample, torch.cat([ids, first], 1), answered=1, past_key_values=cache)
+        return [Outcome(opening, new_tokens=1) for _ in caches]
+    return generate_together(reader, task, sample, caches, reader.tensor((first,)), first)
