@@ -39,7 +39,7 @@ def compression_ratio(length: int, kept_tokens: int) -> float:
 
 
 def build_press(name: str, ratio: float, options: dict[str, Any]) -> Any:
-    """The press object, or None for `none`; `options` go to the press that scores."""
+    """The press object that drops `ratio`, or None for `none`; `options` go to the press that scores."""
     import kvpress
 
     outer, inner, _ = PRESSES[name]

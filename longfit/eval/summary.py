@@ -28,7 +28,8 @@ def summarise(records: Iterable[Record], costs: Iterable[Record] = ()) -> list[R
     for record in records:
         groups[_place(record)][record["task"]][record["sample"]] = record
     alone: dict[tuple[str, int, str], dict[str, Record]] = defaultdict(dict)
-    for record in [*costs, *(r for tasks in groups.values() for g in tasks.values() for r in g.values())]:
+    apart = list(costs) or [r for tasks in groups.values() for group in tasks.values() for r in group.values()]
+    for record in apart:
         if not record["shared_prefill"]:
             alone[_place(record)].setdefault(record["sample"], record)
     rows = []
@@ -125,7 +126,7 @@ def _held(records: Iterable[Record]) -> Row:
 
 def _spent(ours: Mapping[str, Record], full: Mapping[str, Record]) -> Row:
     """Peak, seconds, and their ratios to the full cache, of the samples that ran alone."""
-    row: Row = {"peak_bytes": max((r["peak_bytes"] for r in ours.values()), default=None)}
+    row: Row = {"peak_bytes": _highest([r["peak_bytes"] for r in ours.values()])}
     row["prefill_seconds"] = _mean([r["prefill_seconds"] for r in ours.values()])
     row["decode_seconds_per_token"] = _per_token(ours.values())
     both = sorted(ours.keys() & full.keys())
@@ -142,6 +143,10 @@ def _per_token(records: Iterable[Record]) -> float | None:
     given = [r for r in records if r["new_tokens"] > 1]
     tokens = sum(r["new_tokens"] - 1 for r in given)
     return sum(r["decode_seconds"] for r in given) / tokens if tokens else None
+
+
+def _highest(values: list[Any]) -> int | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _mean(values: list[Any]) -> float | None:
