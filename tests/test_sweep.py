@@ -184,7 +184,7 @@ def test_a_cell_that_fails_says_so_the_others_go_on_and_the_next_start_tries_aga
         return answer(reader, task, sample, cell)
 
     monkeypatch.setattr(worker, "answer", broken)
-    with pytest.raises(sweep.SweepError, match="2 cells failed.*nothing was compressed"):
+    with pytest.raises(sweep.SweepError, match=r"2 cells failed.*nothing was compressed"):
         sweep.run(RECIPE, tmp_path, loaded=loaded)
     assert len(lines(tmp_path)) == 5 * SAMPLES
     assert len(lines(tmp_path, "errors")) == 2

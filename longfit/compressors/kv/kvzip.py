@@ -71,7 +71,7 @@ class KVzip(KVCompressor):
         """[B, G, C]: the maximum over queries and heads of the group of softmax over sinks, chunk and repetition."""
         assert view.all_queries is not None
         queries = view.all_queries
-        B, H, Q, D = queries.shape
+        B, _, Q, D = queries.shape
         G = view.keys.shape[1]
         chunk = view.keys[:, :, -C:].mT
         highest = torch.full((B, G, C), float("-inf"), device=queries.device)
