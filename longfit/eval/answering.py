@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from longfit.compressors import get
+from longfit.errors import UnsupportedFeatureError
 from longfit.eval.cells import Cell
 from longfit.eval.measures import Held, Outcome, check_kept, kept_map
 from longfit.eval.sample import Sample
@@ -77,7 +78,9 @@ def answer(reader: Reader, task: Task, sample: Sample, cell: Cell) -> tuple[dict
 
     Raises:
         ScoreError, BudgetExceededError: see `check_kept`.
+        UnsupportedFeatureError: an aware cell on a task that asks no question.
     """
+    check_question(sample, cell)
     meter, kept = PeakMeter(reader.model.device), None
     if cell.baseline:
         outcome, held = _plain(reader, task, sample, cell)
@@ -101,6 +104,16 @@ def answer(reader: Reader, task: Task, sample: Sample, cell: Cell) -> tuple[dict
         check_kept(cell, held, reader.limit(sample))
     measured = held.record() | {"peak_bytes": peak, "shared_prefill": False}
     return record(task, sample, cell, outcome) | measured, kept
+
+
+def check_question(sample: Sample, cell: Cell) -> None:
+    """Likelihoods follow a text and ask nothing.
+
+    Raises:
+        UnsupportedFeatureError: an aware cell.
+    """
+    if sample.target_ids and cell.awareness == "aware":
+        raise UnsupportedFeatureError(f"{sample.task} asks no question to be aware of; use awareness: [agnostic]")
 
 
 def _plain(reader: Reader, task: Task, sample: Sample, cell: Cell) -> tuple[Outcome, Held]:
@@ -134,15 +147,29 @@ def generate(reader: Reader, task: Task, sample: Sample, prompt: Tensor, **how: 
 
 def likelihood(reader: Reader, sample: Sample, cache: Any, context: tuple[int, ...] = ()) -> Outcome:
     """Negative log-likelihood of the sample's target tokens after the cache, or after ``context``, and the question."""
-    targets = reader.tensor(sample.target_ids)
-    prompt = reader.tensor(context + sample.question_ids)
-    started = time.perf_counter()
-    given = torch.cat([prompt, targets[:, :-1]], 1)
-    keep = targets.shape[1]
-    outputs = reader.model(given, past_key_values=cache, use_cache=cache is not None, logits_to_keep=keep)
-    scores = outputs.logits.float().log_softmax(-1)
-    nll = -scores.gather(-1, targets[..., None])[0, :, 0]
+    targets, started = reader.tensor(sample.target_ids), time.perf_counter()
+    scores = target_log_probs(reader.model, reader.tensor(context + sample.question_ids), targets, cache)
+    nll = -scores.gather(-1, targets[0, :, None])[:, 0]
     return Outcome("", nll.tolist(), time.perf_counter() - started)
+
+
+def target_log_probs(model: Any, prompt: Tensor, targets: Tensor, cache: Any) -> Tensor:
+    """Log-probabilities [N, V] in nats of what may stand at each of the N target tokens.
+
+    The prompt is read before the targets, so that a bounded cache is trimmed in between, as it is before an answer.
+
+    Args:
+        prompt: [1, T] tokens after the cache; targets: [1, N] tokens after the prompt.
+        cache: a bounded cache to continue, or None for the plain model.
+    """
+    n = targets.shape[1]
+    if cache is None:
+        logits = model(torch.cat([prompt, targets[:, :-1]], 1), use_cache=False, logits_to_keep=n).logits[0]
+    else:
+        first = model(prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
+        later = model(targets[:, :-1], past_key_values=cache, use_cache=True).logits[0] if n > 1 else first[:0]
+        logits = torch.cat([first, later])
+    return logits.float().log_softmax(-1)
 
 
 def record(task: Task, sample: Sample, cell: Cell, outcome: Outcome) -> dict[str, Any]:

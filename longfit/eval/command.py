@@ -95,20 +95,20 @@ def _lm_eval(asked: Asked, output: Path) -> tuple[dict[str, Any], str]:
         raise InputError("lm-eval needs --tasks; `lm-eval ls tasks` lists its own")
     if len(asked.compressors) != 1 or len(asked.budgets) != 1 or asked.question == "both":
         raise InputError("lm-eval runs one cell: give one compressor, one budget, and --question agnostic or aware")
-    full = asked.compressors == ("full",)
+    plain = asked.compressors == ("full",)
     results = run(
         list(asked.tasks),
         asked.model,
-        None if full else asked.compressors[0],
-        None if full else asked.budgets[0],
+        None if plain else asked.compressors[0],
+        None if plain else asked.budgets[0],
         aware=asked.question == "aware",
-        options=asked.options,
+        options=asked.options or None,
         chunk_tokens=asked.chunk_tokens,
         dtype=asked.dtype,
         limit=asked.n,
-        lengths=[parse_tokens(length) for length in asked.lengths],
+        metadata={"max_seq_lengths": [parse_tokens(length) for length in asked.lengths]},
         chat=asked.chat,
         seed=asked.seed,
-        output=output,
+        output=output / "lm_eval.json",
     )
-    return results, json.dumps(results.get("results", results), indent=1)
+    return results, json.dumps(results.get("results", {}), indent=1, default=str)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from longfit.cache import FitCache
 from longfit.compressors import KVCompressor, get
-from longfit.eval.answering import Reader, kept_record, likelihood, record
+from longfit.errors import UnsupportedFeatureError
+from longfit.eval.answering import Reader, check_question, kept_record, likelihood, record
 from longfit.eval.cells import Cell
 from longfit.eval.measures import Held, Outcome, check_kept
 from longfit.eval.sample import Sample
@@ -64,7 +65,9 @@ class Trimmed:
 def _trim(
     reader: Reader, sample: Sample, cell: Cell, method: KVCompressor, recorded: Recording, tokens: int
 ) -> Trimmed:
-    assert cell.keep_ratio is not None
+    check_question(sample, cell)
+    if cell.keep_ratio is None:
+        raise UnsupportedFeatureError(f"{cell.cell_id}: a shared prefill is trimmed to ratios; use keep_ratios")
     method.bind(reader.model)
     cache = recorded.trimmed(method, cell.keep_ratio)
     held = Held(tokens, cache.kept_tokens, cache.nbytes, reader.full_kv_bytes(tokens))

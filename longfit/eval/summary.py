@@ -15,7 +15,7 @@ MEAN = "mean"
 
 
 def summarise(records: Iterable[Record], costs: Iterable[Record] = ()) -> list[Row]:
-    """One row per (model, length, cell, task), and one with task "mean" over the tasks of a cell.
+    """One row per (model, length, cell, task), and one with task "mean" over the tasks of a cell, if they are alike.
 
     ``score`` with its 95 % interval ``low``, ``high`` (see `intervals.mean_interval`); the mean over tasks weighs the
     tasks alike and bootstraps the samples within each. ``minus_full`` and ``minus_truncate`` are paired differences
@@ -42,6 +42,8 @@ def summarise(records: Iterable[Record], costs: Iterable[Record] = ()) -> list[R
         for task, group in tasks.items():
             scored = _scores({task: group}, full, nothing, cut)
             rows.append(common | {"task": task} | scored | _held(group.values()) | spent)
+        if len({record["higher_is_better"] for group in tasks.values() for record in group.values()}) > 1:
+            continue  # a mean of accuracies and likelihoods says nothing
         everything = [record for group in tasks.values() for record in group.values()]
         scored = _scores(tasks, full, nothing, cut)
         rows.append(common | {"task": MEAN} | scored | _held(everything) | spent)
