@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "longfit" / "bench"))
 import kvpress_worker
@@ -60,6 +61,7 @@ def answer(model: Any, tokenizer: Any, press: Any, sample: dict[str, Any]) -> di
 
 def main(job_file: str) -> None:
     job = json.loads(Path(job_file).read_text())
+    logging.disable_progress_bar()
     torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
     attention = kvpress_worker.PRESSES[job["press"]][2]
