@@ -113,3 +113,37 @@ def test_hybrid_models_follow_in_both_geometries(geometry: str) -> None:
     small.generate(ids, **how)
     layer = small(ids, use_cache=True).past_key_values.own_layers[0]
     assert layer.keys.untyped_storage().nbytes() == layer.keys.nbytes, "the window keeps the chunk's storage alive"
+
+
+@pytest.mark.parametrize(("stored", "new", "probes"), [(0, 300, 0), (40, 300, 0), (40, 200, 130), (7, 1, 0)])
+def test_column_mass_is_the_sum_of_the_attention_matrix(stored: int, new: int, probes: int) -> None:
+    from longfit.cache import View
+
+    torch.manual_seed(0)
+    B, G, H, D = 2, 2, 4, 8
+    S, Q = stored + new, new + probes
+    keys, own = torch.randn(B, G, S, D), torch.randn(B, G, probes, D)
+    queries = torch.randn(B, H, Q, D)
+    everything = torch.cat([keys, own], 2).repeat_interleave(H // G, 1)
+    logits = queries @ everything.mT * 0.3
+    later = torch.arange(S + probes)[None] > stored + torch.arange(Q)[:, None]
+    logits.masked_fill_(later, float("-inf"))
+    view = View(
+        keys=keys,
+        values=keys,
+        positions=torch.arange(S).expand(B, G, S),
+        new=new,
+        queries=None,
+        query_positions=None,
+        scaling=0.3,
+        n_keep=0,
+        seen=S,
+        next_position=S,
+        layer=0,
+        layers=1,
+        phase="prefill",
+        all_queries=queries,
+        log_sum_exp=logits.logsumexp(-1),
+    )
+    expected = logits.softmax(-1)[..., :S].sum(2).view(B, G, H // G, S)
+    torch.testing.assert_close(view.column_mass(), expected)

@@ -103,17 +103,23 @@ class View:
         Returns [B, G, H // G, S] in fp32. Works block by block from the log-sum-exp that the attention kernel gave, so
         the attention matrix of the chunk never exists.
         """
-        assert self.all_queries is not None and self.all_query_positions is not None and self.log_sum_exp is not None
-        B, H, Q, _ = self.all_queries.shape
+        assert self.all_queries is not None and self.log_sum_exp is not None
+        B, H, Q, D = self.all_queries.shape
         G, S = self.keys.shape[1:3]
+        stored = S - self.new
         mass = torch.zeros(B, G, H // G, S, dtype=torch.float32, device=self.keys.device)
         for start in range(0, Q, QUERY_BLOCK):
-            block = slice(start, start + QUERY_BLOCK)
-            logits = self._logits(
-                self.all_queries[:, :, block], self.keys, self.positions, self.all_query_positions[block]
-            )
-            normaliser = self.log_sum_exp[:, :, block].reshape(B, G, H // G, -1, 1)
-            mass += logits.sub_(normaliser).exp_().sum(-2)
+            stop = min(start + QUERY_BLOCK, Q)
+            visible = min(S, stored + stop)  # what comes after the block's last query is in its future
+            packed = self.all_queries[:, :, start:stop].reshape(B, G, -1, D)
+            normaliser = self.log_sum_exp[:, :, start:stop].reshape(B, G, -1, 1)
+            logits = torch.matmul(packed, self.keys[:, :, :visible].mT)
+            # One pass for what would be three: scale, widen to fp32, normalise.
+            weights = torch.add(normaliser.neg(), logits, alpha=self.scaling).view(B, G, H // G, stop - start, visible)
+            own = torch.arange(min(stored + start, visible), visible, device=weights.device)
+            later = own[None] > torch.arange(stored + start, stored + stop, device=weights.device)[:, None]
+            weights[..., visible - own.shape[0] :].masked_fill_(later, float("-inf"))
+            mass[..., :visible] += weights.exp_().sum(-2)
         return mass
 
     def _logits(self, queries: Tensor, keys: Tensor, key_places: Tensor, query_places: Tensor) -> Tensor:
