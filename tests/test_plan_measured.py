@@ -65,7 +65,8 @@ def test_the_plan_counts_the_tensors_that_are_alive(family: str, kept: int) -> N
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the resident high-water mark of Linux")
 def test_a_fresh_process_peaks_where_the_plan_says() -> None:
-    case = {"shape": "small", "dtype": "float32", "chunk": 1024, "kept": 1024, "method": "knorm"}
+    # Large enough that the 4 to 6 MiB of code and buffers that a process's first run loads are within the tenth.
+    case = {"shape": "small", "dtype": "float32", "chunk": 2048, "kept": 2048, "method": "knorm"}
     case |= {"generate": False, "warm": False}
     # glibc's own threshold moves with what is freed, and then the peak depends on holes in its heap.
     fixed = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
@@ -75,5 +76,5 @@ def test_a_fresh_process_peaks_where_the_plan_says() -> None:
         pytest.skip(child.stderr.splitlines()[-1])
     assert child.returncode == 0, child.stderr
     result = json.loads(child.stdout.splitlines()[-1])
-    assert result["measured"] > 50 * 2**20
+    assert result["measured"] > 90 * 2**20
     assert result["predicted"] == pytest.approx(result["measured"], rel=0.1)

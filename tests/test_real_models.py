@@ -49,7 +49,7 @@ def test_a_budget_holds_on_real_weights(which: str, method: str, request) -> Non
 def test_a_needle_is_found_in_what_is_kept(smollm2) -> None:
     """kvzip keeps the needle at 25 % without knowing the question; random does not."""
     model, tokenizer = smollm2
-    (sample,) = needle.generate("niah_single", tokenizer, length=1024, n=1, seed=5)
+    (sample,) = needle.TASKS["niah_single"].samples(tokenizer, length=1024, n=1, seed=5)
     found = {}
     for method in ("kvzip", "random"):
         wrapped = longfit.wrap(model, method, budget="25%", chunk_tokens=512)
