@@ -6,8 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from longfit.cli import app
-from longfit.errors import InputError
+from longfit.errors import InputError, UnknownNameError
 from longfit.eval.command import Asked, recipe_of
+from longfit.eval.suites import tasks_of
+from longfit.eval.sweep import run
 from tests.test_needle import byte_tokenizer
 from tests.test_sweep import tiny_model
 
@@ -78,6 +80,38 @@ def test_a_task_that_asks_nothing_has_no_aware_cell(tmp_path, model_folder, data
     words = ["--suite", "perplexity", "--tasks", "books", "--length", "500", "-n", "1", "-m", model_folder]
     ran = longfit("eval", *words, "-c", "snapkv", "--question", "aware", "--data", data, "-o", str(tmp_path))
     assert ran.exit_code == 1 and "asks no question" in ran.output
+
+
+TOY = """
+from longfit.eval.sample import Sample, make_prompt
+from longfit.eval.task import Task
+
+
+class Capital(Task):
+    suite, name, metric = "toy_suite:TASKS", "capital", "match"
+
+    def samples(self, tokenizer, *, length, n, seed=42, data=None, chat=True):
+        prompt = make_prompt(tokenizer, "Read.\\n", "Paris is the capital. " * 20, "\\nWhat is it?", chat=chat)
+        return [Sample(self.suite, self.name, index, prompt, ("Paris",), max_new_tokens=2) for index in range(n)]
+
+    def score(self, prediction, sample):
+        return float(sample.answers[0] in prediction)
+
+
+TASKS = {"capital": Capital()}
+"""
+
+
+def test_a_task_of_ones_own_is_one_class_in_a_module_of_ones_own(tmp_path, model_folder, monkeypatch):
+    (tmp_path / "toy_suite.py").write_text(TOY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = {"name": "toy", "suite": "toy_suite:TASKS", "models": [model_folder], "lengths": [700], "n": 2}
+    cells = [{"methods": ["full"]}, {"methods": ["knorm"], "keep_ratios": [0.5]}]
+    metrics = run(recipe | {"cells": cells, "shared_prefill": True}, tmp_path / "run")
+    assert metrics["finished"] == 4 and metrics["rows"][0]["task"] == "capital"
+    for wrong in ("toy_suite:NONE", "no_such_module:TASKS"):
+        with pytest.raises(UnknownNameError, match="can be imported"):
+            tasks_of(wrong)
 
 
 def test_options_become_a_recipe():

@@ -20,15 +20,20 @@ SUITES: Mapping[str, tuple[str, str]] = {
 
 
 def tasks_of(suite: str) -> dict[str, Task]:
-    """The tasks of a suite, by name.
+    """The tasks of a suite, by name. A suite of one's own is `module:MAPPING`, such as `my_tasks:TASKS`.
 
     Raises:
         UnknownNameError: there is no such suite.
     """
-    if suite not in SUITES:
+    if ":" not in suite and suite not in SUITES:
         raise UnknownNameError(f"unknown suite {suite!r}{_nearest(suite, list(SUITES))}")
-    module, name = SUITES[suite]
-    return dict(getattr(importlib.import_module(module), name))
+    module, _, name = suite.partition(":") if ":" in suite else (SUITES[suite][0], "", SUITES[suite][1])
+    try:
+        return dict(getattr(importlib.import_module(module), name))
+    except (ModuleNotFoundError, AttributeError, TypeError) as error:
+        if suite in SUITES:
+            raise
+        raise UnknownNameError(f"suite {suite!r} is not a mapping in a module that can be imported: {error}") from error
 
 
 def get_task(suite: str, name: str) -> Task:
