@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from longfit.cache import View
+from longfit.cache.view import QUERY_BLOCK
 from longfit.compressors.base import KVCompressor, keep_last
 
 
@@ -46,4 +47,4 @@ class H2O(KVCompressor):
         return keep_last(received.clone(), int(self.recent_ratio * view.n_keep))
 
     def score_workspace(self, query_heads: int, kv_heads: int, head_dim: int, chunk: int, kept: int) -> int:
-        return 4 * 3 * query_heads * 256 * (chunk + kept) + 4 * 4 * kv_heads * (chunk + kept)
+        return 4 * 3 * query_heads * QUERY_BLOCK * (chunk + kept) + 4 * 4 * kv_heads * (chunk + kept)

@@ -12,7 +12,7 @@ from longfit.compressors.base import KVCompressor
 
 logger = logging.getLogger("longfit")
 
-QUERY_BLOCK = 256
+QUERY_BLOCK = 64  # so that a block of scores stays in a core's cache
 
 
 @dataclass
