@@ -35,9 +35,7 @@ def attend(
     B, H, Q, _ = queries.shape
     G = keys.shape[1]
     if Q == 1:
-        own_lse = (queries.float() * repeat(keys, H // G).float()).sum(-1) * scaling
-        own = repeat(values, H // G)
-        return (own, own_lse) if stored is None else merge(*attend_one(queries, *stored, scaling), own, own_lse)
+        return attend_one(queries, keys, values, stored, scaling)
     own, own_lse = piece(queries, repeat(keys, H // G), repeat(values, H // G), True, scaling, backend)
     if stored is None:
         return own, own_lse
@@ -46,8 +44,10 @@ def attend(
     return merge(past.reshape(own.shape), past_lse.reshape(B, H, Q), own, own_lse)
 
 
-def attend_one(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """Attention of one query per head [B, H, 1, D] to keys [B, G, S, D].
+def attend_one(
+    queries: Tensor, keys: Tensor, values: Tensor, stored: tuple[Tensor, Tensor] | None, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """The same for one query per head [B, H, 1, D]: one softmax over what is stored and the query's own key.
 
     The query rows of a key/value head are packed into one small matrix product: several times as fast on a CPU as a
     kernel that repeats the keys for each query head.
@@ -55,10 +55,26 @@ def attend_one(queries: Tensor, keys: Tensor, values: Tensor, scaling: float) ->
     B, H, _, D = queries.shape
     G = keys.shape[1]
     packed = queries.reshape(B, G, H // G, D)
-    logits = torch.matmul(packed, keys.mT).float() * scaling
+    logits = torch.matmul(packed, keys.mT).float()
+    if stored is not None:
+        logits = torch.cat([dot_products(packed, stored[0]), logits], -1)
+    logits *= scaling
     log_sum_exp = logits.logsumexp(-1, keepdim=True)
-    weights = (logits - log_sum_exp).exp_().to(values.dtype)
-    return torch.matmul(weights, values).reshape(B, H, 1, -1), log_sum_exp.reshape(B, H, 1)
+    weights = logits.sub_(log_sum_exp).exp_().to(values.dtype)
+    out = weights[..., -1:] * values
+    if stored is not None:
+        out = torch.matmul(weights[..., :-1], stored[1]).add_(out)
+    return out.reshape(B, H, 1, -1), log_sum_exp.reshape(B, H, 1)
+
+
+def dot_products(packed: Tensor, keys: Tensor) -> Tensor:
+    """Unscaled scores [B, G, R, S] in fp32 of a few query rows [B, G, R, D] against many keys [B, G, S, D].
+
+    With the keys as the left factor oneDNN's bfloat16 product is two to five times as fast and rounds the same.
+    """
+    if packed.dtype == torch.bfloat16 and packed.device.type == "cpu":
+        return torch.matmul(keys, packed.mT).mT.float()
+    return torch.matmul(packed, keys.mT).float()
 
 
 def merge(first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor) -> tuple[Tensor, Tensor]:

@@ -191,24 +191,29 @@ class BoundedLayer(CacheLayerMixin):
             if real == 0 and (not step.replayed_tokens or row[0].store is None):
                 continue
             limit = self._row_limit(row, self.seen)
-            taken = [
-                self._take_in(
-                    part,
-                    keys[part.rows, part.heads, span],
-                    values[part.rows, part.heads, span],
-                    by_part[id(part)],
-                    real,
-                    limit // len(row),
-                )
-                for part in row
+            own = [(keys[p.rows, p.heads, span], values[p.rows, p.heads, span]) for p in row]
+            first = self.seen - row[0].padding - real
+            positions = torch.arange(first, first + own[0][0].shape[2], dtype=torch.int32, device=keys.device)
+            candidates = [
+                self._take_in(part, *new, positions[:real], limit // len(row))
+                for part, new in zip(row, own, strict=True)
             ]
-            candidates, views = [store for store, _ in taken], [view for _, view in taken]
+            for part in row:
+                self._remember(part, by_part[id(part)].queries, positions)
+            crowded = sum(store.n for store in candidates) > limit and not self.method.replays
+            scored = self.method.persists and step.phase == "prefill" and not self.method.replays
+            views = []
+            if self.method.observes or crowded or scored:
+                for part, candidate, (new_keys, _) in zip(row, candidates, own, strict=True):
+                    views.append(
+                        self._look(part, candidate, new_keys, by_part[id(part)], positions, real, limit // len(row))
+                    )
             if self.method.replays:
                 continue  # the whole cache is trimmed together, see FitCache.trim_together
-            if sum(store.n for store in candidates) > limit:
+            if crowded:
                 self._trim(row, candidates, views, limit // len(row), 0)
             else:
-                if self.method.persists and step.phase == "prefill":
+                if scored:
                     score(self.method, candidates, views)
                 for part, candidate in zip(row, candidates, strict=True):
                     part.store = candidate
@@ -217,30 +222,30 @@ class BoundedLayer(CacheLayerMixin):
                     f"layer {self.index} holds {sum(p.kept for p in row)} entries, its limit is {limit}"
                 )
 
-    def _take_in(
-        self, part: Part, keys: Tensor, values: Tensor, look: "Look", real: int, limit: int
-    ) -> tuple[Store, View]:
+    def _take_in(self, part: Part, keys: Tensor, values: Tensor, positions: Tensor, limit: int) -> Store:
         """Join the chunk to the part's store, in place while it fits, else in a candidate store of its own.
 
-        The first `real` of the new tokens are stored, the others are probes.
+        The new tokens that have one of `positions` are stored, those after them are probes.
         """
-        step = self.step
-        first = self.seen - part.padding - real
-        positions = torch.arange(first, first + keys.shape[2], dtype=torch.int32, device=keys.device)
-        places = positions[:real].expand(*keys.shape[:2], real)
-        resting, angles = self._at_rest(part, keys[:, :, :real])
+        step, real = self.step, positions.shape[0]
         if part.store is None:
             expected = max(step.total_tokens, self.seen) - part.padding
             capacity = real if step.hold else min(limit, max(expected, real))
             part.store = Store(keys, values, capacity, self.score_names)
-        fresh = {SCORE: INFINITY, ANGLE: angles}
         if not real:
-            candidate = part.store
-        elif step.hold or self.method.replays or part.store.n + real <= max(limit, part.store.capacity):
-            part.store.append(resting, values[:, :, :real], places, fresh, limit)
-            candidate = part.store
-        else:
-            candidate = part.store.extended(resting, values[:, :, :real], places, fresh)
+            return part.store
+        resting, angles = self._at_rest(part, keys[:, :, :real])
+        new = (resting, values[:, :, :real], positions, {SCORE: INFINITY, ANGLE: angles})
+        if step.hold or self.method.replays or part.store.n + real <= max(limit, part.store.capacity):
+            part.store.append(*new, limit)
+            return part.store
+        return part.store.extended(*new)
+
+    def _look(
+        self, part: Part, candidate: Store, keys: Tensor, look: "Look", positions: Tensor, real: int, limit: int
+    ) -> View:
+        """What the method sees of the part after this forward; it observes it here."""
+        step = self.step
         view = self._view(part, candidate, new=real, n_keep=limit)
         if self.ledger.packed and not self.ledger.frozen:
             stored = [look.stored_keys] if look.stored_keys is not None else []
@@ -252,26 +257,22 @@ class BoundedLayer(CacheLayerMixin):
             look.log_sum_exp,
         )
         view.replayed = max(0, step.replayed_tokens - (step.trailing[part.rows.start] if step.trailing else 0))
-        self._set_window(part, view, positions)
+        if step.question_tokens:
+            view.queries, view.query_positions = (
+                look.queries[:, :, -step.question_tokens :],
+                positions[-step.question_tokens :],
+            )
+            view.protected = step.question_tokens - step.probe_tokens
         if self.method.observes:
             started = time.perf_counter()
             self.method.observe(view)
             self.score_seconds += time.perf_counter() - started
-        return candidate, view
+        return view
 
-    def _set_window(self, part: Part, view: View, positions: Tensor) -> None:
-        """The queries that score: the question's where it is known, else the last `window_tokens`."""
-        step, window, queries = self.step, self.method.window_tokens, view.all_queries
-        assert queries is not None
-        if window and not step.probe_tokens:
-            part.remember(queries, positions, window)
-            view.queries, view.query_positions = part.queries, part.query_positions
-        if step.question_tokens:
-            view.queries, view.query_positions = (
-                queries[:, :, -step.question_tokens :],
-                positions[-step.question_tokens :],
-            )
-            view.protected = step.question_tokens - step.probe_tokens
+    def _remember(self, part: Part, queries: Tensor, positions: Tensor) -> None:
+        """Keep the last queries, which score where the question is not known."""
+        if self.method.window_tokens and not self.step.probe_tokens:
+            part.remember(queries, positions, self.method.window_tokens)
 
     def _at_rest(self, part: Part, keys: Tensor) -> tuple[Tensor, Tensor | float]:
         """Keys as they are stored, and the rotary position at which they are (packed geometry only)."""
