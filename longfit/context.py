@@ -1,6 +1,7 @@
 """The one object that a wrapped model carries: method, budget, geometry, and what the last run did."""
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedConfig
 
+from longfit.attention.base import AttentionPatch
 from longfit.budget import MemoryBudget, ModelShape, Plan, entry_bytes, plan
-from longfit.cache import FitCache, Ledger
+from longfit.cache import GROWTH, FitCache, Ledger
 from longfit.compressors import KVCompressor
 from longfit.errors import BudgetError, UnsupportedModelError
 from longfit.families import switching_window, window_of
@@ -35,6 +37,7 @@ class FitContext:
         chunk_tokens: tokens of a chunk of prefill; None lets the plan choose.
         geometry: "original", "packed", or None: the method's own, but packed for inputs past the model's window.
         base_implementation: the attention backend underneath.
+        patch: the attention of the full-attention layers; None for full attention.
         enabled: False inside `model.disabled()`.
         report: what the last run did.
     """
@@ -46,6 +49,7 @@ class FitContext:
     chunk_tokens: int | None
     geometry: str | None
     base_implementation: str
+    patch: AttentionPatch | None = None
     enabled: bool = True
     report: FitReport | None = None
 
@@ -63,12 +67,18 @@ class FitContext:
             batch_size=batch_size,
             chunk_tokens=self.chunk_tokens,
             max_chunk_tokens=DEFAULT_CHUNK_TOKENS,
-            entry_state_bytes=method.entry_state_bytes + (ANGLE_BYTES if packed else 0),
+            entry_state_bytes=method.entry_state_bytes + (ANGLE_BYTES if packed else 0) + self._index_bytes(),
             layer_state_bytes=method.layer_state_bytes(shape.query_heads, shape.key_dim, shape.dtype_bytes),
             score_workspace=lambda chunk, kept: batch_size * self._workspace(chunk, kept),
             min_tokens=method.min_tokens,
             packed=packed,
         )
+
+    def _index_bytes(self) -> int:
+        """Bytes of the attention's index per key/value head and entry, with the room that its buffers grow by."""
+        if self.patch is None:
+            return 0
+        return math.ceil(self.patch.entry_bytes(self.shape.key_dim, self.shape.dtype_bytes) * (1 + 1 / GROWTH))
 
     def _workspace(self, chunk: int, kept: int) -> int:
         """Bytes of scoring one row; a method that replays also holds the untrimmed chunk in every layer."""
@@ -110,12 +120,14 @@ class FitContext:
                     f'the largest budget that would do is "{max(1, window - MIN_CHUNK_TOKENS)} tokens"'
                 )
         ledger = Ledger(None if ratio is not None else kept, ratio, packed)
-        cache = FitCache(self.config, decoder, self.method, ledger, window)
+        cache = FitCache(self.config, decoder, self.method, ledger, window, self.patch)
         cache.chunk_tokens = chunk
         return cache
 
     def _packed(self, length: int, window: int) -> bool:
         own = self.geometry or self.method.geometry
+        if self.patch is not None and self.patch.extends and self.geometry is None and own == "original":
+            return False
         if self.geometry is None and own == "original" and length > window:
             logger.warning(
                 "%s tokens are past the model's window of %s: positions are packed (geometry='packed'); "

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longfit.attention import NAMES
+from longfit import attention as attentions
+from longfit.attention import NAMES, AttentionPatch
 from longfit.budget import MemoryBudget, ModelShape
-from longfit.cache import FitCache
+from longfit.cache import FULL, FitCache, layer_types
 from longfit.calls import check_ids, prompt_of, refuse, setting
-from longfit.compressors import KVCompressor, get
+from longfit.compressors import KeepAll, KVCompressor, get
 from longfit.context import FitContext
 from longfit.errors import InputError, LongfitError, UnsupportedFeatureError, UnsupportedModelError
 from longfit.families import TESTED, base_implementation, check, decoder_of, same_as_base, text_config
@@ -113,7 +114,7 @@ class FitMixin:
         return Memory(cache, cache.tokens_in, self._fingerprint())
 
     def _fingerprint(self) -> str:
-        return fingerprint(self.longfit.config, self.longfit.method)
+        return fingerprint(self.longfit.config, self.longfit.method, self.longfit.patch)
 
     def _cache_for(
         self, ids: Tensor, kwargs: dict[str, Any], memory: Memory | None, question_tokens: int | None
@@ -157,6 +158,7 @@ class FitMixin:
         per_layer = [[n for row in layer.kept_by_head() for n in row] for layer in bounded]
         return FitReport(
             method=repr(self.longfit.method),
+            attention=None if self.longfit.patch is None else repr(self.longfit.patch),
             geometry="packed" if cache.ledger.packed else "original",
             question_aware=cache.question_aware,
             tokens_in=seen,
@@ -175,16 +177,17 @@ class FitMixin:
             decode_seconds=cache.decode_seconds,
             score_seconds=cache.score_seconds,
             new_tokens=cache.new_tokens,
+            read_bytes=cache.read_bytes,
         )
 
 
 def wrap(
     model: Any,
-    compressor: str | KVCompressor | list[Any] | None = "snapkv",
+    compressor: str | KVCompressor | list[Any] | None = None,
     *,
     budget: str | MemoryBudget | None = None,
     total: str | None = None,
-    attention: str | None = None,
+    attention: str | AttentionPatch | None = None,
     chunk_tokens: int | None = None,
     geometry: str | None = None,
     **options: Any,
@@ -193,14 +196,15 @@ def wrap(
 
     Args:
         model: a transformers causal LM, or a PEFT model around one.
-        compressor: a name (see `longfit.compressors.available()`) or an object.
+        compressor: a name (see `longfit.compressors.available()`) or an object; "snapkv" where no attention is named.
+            With an attention and no compressor everything is kept that the attention can still look at.
         budget: "64MiB", "2048 tokens" (per layer) or "25%" (of the input).
         total: "2GiB", weights included; instead of `budget`.
-        attention: reserved for attention patches.
+        attention: what stands in for full attention: a name (see `longfit.attention.available()`) or an object.
         chunk_tokens: tokens of a chunk of prefill; by default up to 1,024, fewer where the budget is small.
         geometry: "original" positions with holes or "packed" ones; by default the method's own, and packed for inputs
             past the model's window.
-        options: options of a compressor given by name.
+        options: of a compressor given by name; of the attention, where that is given by name and no compressor is.
 
     Returns:
         The model, now also with `fit_report`, `compress`, `disabled` and two more arguments of `generate`.
@@ -208,8 +212,6 @@ def wrap(
     Raises:
         UnknownNameError, UnsupportedModelError, BudgetError, InputError: before any work; each says what would do.
     """
-    if attention is not None:
-        raise UnsupportedFeatureError(f"attention={attention!r}: there are no attention patches in this version yet")
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if isinstance(inner, FitMixin):
         unwrap(inner)
@@ -218,8 +220,16 @@ def wrap(
         raise InputError(f'geometry={geometry!r}; it is "original" or "packed"')
     if chunk_tokens is not None and chunk_tokens < 1:
         raise InputError(f"chunk_tokens={chunk_tokens}; it has to be at least 1")
-    method = copy.copy(_method(compressor, options))  # bound to this model, whatever else it is used for
+    # Copies: bound to this model, whatever else they are used for.
+    patch = None if attention is None else copy.copy(_patch(attention, options if compressor is None else {}))
+    method: KVCompressor
+    if compressor is None and patch is not None:
+        method, budget = KeepAll(), budget if budget or total else "100%"
+    else:
+        method = copy.copy(_method("snapkv" if compressor is None else compressor, options))
     method.bind(inner)
+    if patch is not None:
+        _bind_patch(patch, inner)
     context = FitContext(
         method=method,
         budget=MemoryBudget.parse(budget, total=total),
@@ -228,6 +238,7 @@ def wrap(
         chunk_tokens=chunk_tokens,
         geometry=geometry,
         base_implementation=base_implementation(inner),
+        patch=patch,
     )
     if context.budget.keep_ratio is None:
         context.plan()
@@ -334,6 +345,30 @@ def _method(compressor: Any, options: dict[str, Any]) -> KVCompressor:
     if options:
         raise InputError(f"options {', '.join(options)} go to the compressor object itself")
     return compressor
+
+
+def _patch(attention: str | AttentionPatch, options: dict[str, Any]) -> AttentionPatch:
+    if isinstance(attention, str):
+        return attentions.get(attention, **options)
+    if not isinstance(attention, AttentionPatch):
+        raise InputError(f"an attention is a name or an AttentionPatch, not {type(attention).__name__}")
+    if options:
+        raise InputError(f"options {', '.join(options)} go to the attention object itself")
+    return attention
+
+
+def _bind_patch(patch: AttentionPatch, model: Any) -> None:
+    """
+    Raises:
+        UnsupportedModelError: no layer of the model is the patch's to stand in at.
+    """
+    types, _ = layer_types(text_config(model))
+    if not any(kind == FULL and patch.covers(place, len(types)) for place, kind in enumerate(types)):
+        raise UnsupportedModelError(
+            f"none of the {len(types)} layers of {type(model).__name__} is a full-attention layer that {patch!r} "
+            "stands in at: sliding layers stay as they are"
+        )
+    patch.bind(model)
 
 
 def model_shape(model: PreTrainedModel) -> ModelShape:

@@ -12,6 +12,7 @@ class FitReport:
 
     Attributes:
         method: the compressor with its options.
+        attention: the attention that stood in for full attention, with its options; None for full attention.
         geometry: "original" or "packed" positions.
         question_aware: the question chose what stays.
         tokens_in: tokens that went through the cache, the longest row, padding excluded.
@@ -27,9 +28,11 @@ class FitReport:
         peak_bytes: peak memory above the start (see `PeakMeter`); None where it was not measured.
         prefill_seconds, decode_seconds, score_seconds: wall time; scoring is part of the other two.
         new_tokens: tokens decoded after the prefill.
+        read_bytes: stored keys, values and indexes that attention read in all of these steps, full layers only.
     """
 
     method: str
+    attention: str | None
     geometry: str
     question_aware: bool
     tokens_in: int
@@ -48,16 +51,18 @@ class FitReport:
     decode_seconds: float
     score_seconds: float
     new_tokens: int
+    read_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, ready for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
+        name = self.method if self.attention is None else f"{self.method}, {self.attention}"
         peak = "" if self.peak_bytes is None else f", peak +{format_bytes(self.peak_bytes)}"
         share = f"{self.kept_tokens:,.0f} of {self.tokens_in:,} tokens ({100 * self.keep_ratio:.1f} %)"
         return (
-            f"{self.method}: kept {share} in {format_bytes(self.kv_bytes)} (full: {format_bytes(self.full_kv_bytes)})"
+            f"{name}: kept {share} in {format_bytes(self.kv_bytes)} (full: {format_bytes(self.full_kv_bytes)})"
             f"{peak}; {self.chunks} chunks of up to {self.chunk_tokens:,}; "
             f"prefill {self.prefill_seconds:.1f} s, decode {self.decode_seconds:.1f} s for {self.new_tokens} tokens"
         )

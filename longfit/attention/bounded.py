@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from longfit.attention.partial import attend
+from longfit.attention.base import Scene
 from longfit.cache import HANDLE, BoundedLayer, Look
 from longfit.errors import UnsupportedFeatureError, UnsupportedModelError
 
@@ -97,6 +97,7 @@ def attend_bounded(
     query [B, H, Q, D], key [B, G, Q, D], value [B, G, Q, Dv]; returns [B, H, Q, Dv].
     """
     group, step = query.shape[1] // key.shape[1], layer.step
+    patch = layer.patch if layer.patch is not None and step.phase in layer.patch.phases else None
     whole = len(layer.parts) == 1 and not any(step.padding) and not any(step.trailing)
     out = None if whole else query.new_zeros(*query.shape[:3], value.shape[-1])
     looks = []
@@ -108,8 +109,25 @@ def attend_bounded(
         if q.shape[2] == 0:
             attended, lse = q.new_zeros(*q.shape[:3], v.shape[-1]), q.new_zeros(q.shape[:3]).float()
         else:
-            past = None if stored is None or part.store is None else (stored, part.store.values)
-            attended, lse = attend(q, k, v, past, scaling, backend)
+            scene = Scene(
+                queries=q,
+                keys=k,
+                values=v,
+                stored_keys=stored,
+                stored_values=None if stored is None or part.store is None else part.store.values,
+                part=part,
+                first=max(0, layer.seen - part.padding),
+                first_rotary=layer.ledger.base[part.rows.start],
+                scaling=scaling,
+                backend=backend,
+                phase=step.phase,
+                layer=layer.depth[0],
+                layers=layer.depth[1],
+                rotate=None if layer.rotary is None else layer.rotary.rotate,
+            )
+            attended, lse = scene.full() if patch is None else patch.attend(scene)
+            if step.phase == "decode":
+                layer.read_bytes += scene.read_bytes
         looks.append(Look(q, lse, stored))
         if out is None:
             out = attended

@@ -120,6 +120,15 @@ def plain(queries: Tensor, keys: Tensor, values: Tensor, causal: bool, scaling: 
     return torch.cat(outs, 2), torch.cat(lses, 2)
 
 
+def plain_masked(
+    queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Attention of queries [B, H, Q, D] over keys [B, H, S, D] where `allowed` (broadcastable to [B, H, Q, S])."""
+    logits = (torch.matmul(queries, keys.mT).float() * scaling).masked_fill(~allowed, float("-inf"))
+    lse = logits.logsumexp(-1, keepdim=True)
+    return torch.matmul((logits - lse).exp().to(values.dtype), values), lse.squeeze(-1)
+
+
 def repeat(heads: Tensor, times: int) -> Tensor:
     """[B, G, S, D] to [B, G * times, S, D], each key/value head for the query heads that read it."""
     return heads if times == 1 else heads.repeat_interleave(times, 1)

@@ -1,18 +1,21 @@
 """Cache layers that hold a memory budget."""
 
-from longfit.cache.fit import FitCache, layer_types
+from longfit.cache.fit import FULL, FitCache, layer_types
 from longfit.cache.layer import HANDLE, BoundedLayer, Look
 from longfit.cache.ledger import Ledger
 from longfit.cache.part import Part
 from longfit.cache.rotary import Rotary
 from longfit.cache.side_by_side import SideBySide
+from longfit.cache.side_index import GROWTH, Rows, SideIndex
 from longfit.cache.sliding import SlidingLayer
 from longfit.cache.step import Step
-from longfit.cache.store import Store
+from longfit.cache.store import Store, take
 from longfit.cache.trim import SCORE, SINK
 from longfit.cache.view import View
 
 __all__ = [
+    "FULL",
+    "GROWTH",
     "HANDLE",
     "SCORE",
     "SINK",
@@ -22,10 +25,13 @@ __all__ = [
     "Look",
     "Part",
     "Rotary",
+    "Rows",
     "SideBySide",
+    "SideIndex",
     "SlidingLayer",
     "Step",
     "Store",
     "View",
     "layer_types",
+    "take",
 ]

@@ -29,6 +29,7 @@ class FitCache(Cache):
         method: the compressor.
         ledger: limits and geometry.
         max_positions: rotary positions that the packed geometry may use.
+        patch: the attention of the full-attention layers, None for full attention.
 
     Raises:
         UnsupportedModelError: a layer type is neither full nor sliding attention.
@@ -41,21 +42,22 @@ class FitCache(Cache):
         method: Any,
         ledger: Ledger,
         max_positions: int,
+        patch: Any = None,
     ) -> None:
         types, arguments = layer_types(config)
         full = types.count(FULL)
         self.config, self.step, self.ledger, self.method = config, Step(), ledger, method
-        self.max_positions = max_positions
+        self.max_positions, self.patch = max_positions, patch
         self.rows = self.columns = self.chunks = self.new_tokens = self.question_tokens = 0
         self.chunk_tokens = 1
         self.question_aware = False
         self.prefill_seconds = self.decode_seconds = 0.0
         layers: list[BoundedLayer | SlidingLayer] = []
-        for kind, kwargs in zip(types, arguments, strict=True):
+        for place, (kind, kwargs) in enumerate(zip(types, arguments, strict=True)):
             rotary = None if decoder is None else Rotary.of(decoder, kind)
             if kind == FULL:
                 index = sum(isinstance(layer, BoundedLayer) for layer in layers)
-                layers.append(BoundedLayer(index, full, method, ledger, self.step, rotary))
+                layers.append(BoundedLayer(index, full, method, ledger, self.step, rotary, patch, (place, len(types))))
             else:
                 layers.append(SlidingLayer(kwargs["sliding_window"], self.step, rotary))
         super().__init__(layers=cast(Any, layers))
@@ -87,6 +89,11 @@ class FitCache(Cache):
         """Entries kept per layer, averaged over rows and heads."""
         heads = [n for layer in self.bounded for row in layer.kept_by_head() for n in row]
         return sum(heads) / len(heads) if heads else 0.0
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of keys, values and indexes that attention has read while decoding."""
+        return sum(layer.read_bytes for layer in self.bounded)
 
     @property
     def score_seconds(self) -> float:
@@ -179,6 +186,10 @@ class FitCache(Cache):
                 continue
             stores = [p.store for p in parts if p.store is not None]
             scores = [oldest_first(s.scores[SCORE], s.positions) for s in stores]
+            owners = [layer for layer in self.bounded for p in layer.parts if any(p is part for part in parts)]
+            for layer, store, given in zip(owners, stores, scores, strict=True):
+                if (dead := layer.unreachable(store.positions, layer.seen - padding)) is not None:
+                    given.masked_fill_(dead, float("-inf"))
             chosen = self.method.select_together(scores, limit - reserve * len(parts))
             for part, store, indices in zip(parts, stores, chosen, strict=True):
                 part.store = store.selected(indices.sort(-1).values, indices.shape[-1] + reserve)
@@ -208,6 +219,7 @@ class FitCache(Cache):
         shared = [
             self.config,
             self.method,
+            self.patch,
             *(layer.rotary for layer in self.own_layers if layer.rotary is not None),
         ]
         return copy.deepcopy(self, {id(thing): thing for thing in shared})

@@ -29,6 +29,10 @@ class BoundedLayer(CacheLayerMixin):
     lets the method score and trims. Between forwards the layer never holds more than its limit.
 
     The layer reports the columns it has *seen* as its length; its mask sizes describe what is kept.
+
+    `patch` is the attention that stands in for full attention here (see `longfit.attention`), None for full attention;
+    `depth` is the layer's place among all layers of the model and their number, `index` that among those of full
+    attention.
     """
 
     is_sliding = False
@@ -36,8 +40,20 @@ class BoundedLayer(CacheLayerMixin):
     is_croppable = False
     supports_early_init = False
 
-    def __init__(self, index: int, count: int, method: Any, ledger: Ledger, step: Step, rotary: Rotary | None) -> None:
+    def __init__(
+        self,
+        index: int,
+        count: int,
+        method: Any,
+        ledger: Ledger,
+        step: Step,
+        rotary: Rotary | None,
+        patch: Any = None,
+        depth: tuple[int, int] = (0, 1),
+    ) -> None:
         super().__init__()
+        self.depth = depth
+        self.patch = patch if patch is not None and patch.covers(*depth) else None
         self.index, self.count = index, count
         self.method, self.ledger, self.step, self.rotary = method, ledger, step, rotary
         self.parts: list[Part] = []
@@ -46,6 +62,7 @@ class BoundedLayer(CacheLayerMixin):
         self.scaling = 1.0
         self.dropped = 0
         self.score_seconds = 0.0
+        self.read_bytes = 0
 
     # -- what transformers asks of a cache layer ------------------------------------------------------------------
 
@@ -142,7 +159,8 @@ class BoundedLayer(CacheLayerMixin):
     def limit(self, padding: int, seen: int) -> int:
         """Entries that each head of a row may keep, on average, once `seen` columns have passed."""
         total = max(seen, self.step.total_tokens) - padding
-        return self.method.layer_limit(self.ledger.kept_limit(total), total, self.index, self.count)
+        limit = self.method.layer_limit(self.ledger.kept_limit(total), total, self.index, self.count)
+        return limit if self.patch is None else min(limit, self.patch.most_kept(*self.depth))
 
     # -- the work of one forward ----------------------------------------------------------------------------------
 
@@ -318,11 +336,18 @@ class BoundedLayer(CacheLayerMixin):
 
     def _trim(self, row: list[Part], candidates: list[Store], views: list[View], n_keep: int, reserve: int) -> None:
         started = time.perf_counter()
-        chosen = trim(self.method, candidates, views, n_keep)
+        chosen = trim(self.method, candidates, views, n_keep, self.unreachable)
         self.score_seconds += time.perf_counter() - started
         for part, candidate, indices in zip(row, candidates, chosen, strict=True):
             part.store = candidate.selected(indices, indices.shape[-1] + reserve)
         self.dropped += sum(c.n for c in candidates) - n_keep * len(row)
+
+    def unreachable(self, positions: Tensor, seen: int) -> Tensor | None:
+        """Which of the candidates at `positions` [B, G, S] no later query may attend to, if any."""
+        if self.patch is None:
+            return None
+        reachable = self.patch.reachable(positions, seen, *self.depth)
+        return None if reachable is None else ~reachable
 
     def _by_row(self) -> list[list[Part]]:
         """The parts of each row (or of all rows, where they are alike), heads in order."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from longfit.cache.rotary import Rotary
+from longfit.cache.side_index import SideIndex
 from longfit.cache.store import Store
 
 
@@ -24,6 +25,7 @@ class Part:
         queries: [B, H, W, D] the last queries, rotated as the attention used them, or None.
         query_positions: [W] their places.
         state: running state of the method, by name, batch first.
+        index: what a sparse attention keeps beside the keys; made when it first looks.
     """
 
     rows: slice
@@ -33,6 +35,7 @@ class Part:
     queries: Tensor | None = None
     query_positions: Tensor | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
+    index: SideIndex | None = None
 
     @property
     def kept(self) -> int:
@@ -41,9 +44,10 @@ class Part:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for the part: entries, remembered queries and state."""
+        """Bytes allocated for the part: entries, remembered queries, state and index."""
         tensors = [t for t in (self.queries, *self.state.values()) if t is not None]
-        return (0 if self.store is None else self.store.nbytes) + sum(t.nbytes for t in tensors)
+        parts = [part for part in (self.store, self.index) if part is not None]
+        return sum(part.nbytes for part in [*parts, *tensors])
 
     def query_heads(self, group: int) -> slice:
         """The query heads that read the part's key/value heads, `group` for each."""

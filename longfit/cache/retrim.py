@@ -15,7 +15,9 @@ from longfit.cache.trim import SCORE
 from longfit.errors import InputError
 
 
-def retrim(recorded: FitCache, decoder: Any, method: Any, ledger: Ledger, question_tokens: int = 0) -> FitCache:
+def retrim(
+    recorded: FitCache, decoder: Any, method: Any, ledger: Ledger, question_tokens: int = 0, patch: Any = None
+) -> FitCache:
     """A new cache: what `method` would have left of the same input, read in one chunk.
 
     Trimming a layer happens after its attention and before the next layer, which reads hidden states and not the cache;
@@ -27,13 +29,14 @@ def retrim(recorded: FitCache, decoder: Any, method: Any, ledger: Ledger, questi
         method: not one that replays, unless the recorded cache holds its scores.
         ledger: the new limits and geometry; its padding and positions are set here.
         question_tokens: the last tokens are the question, and `method` looks at it.
+        patch: the attention that decodes from it.
 
     Raises:
         InputError: the recorded cache was padded or has dropped something.
     """
     if any(recorded.ledger.padding or []) or any(layer.dropped for layer in recorded.bounded) or recorded.rows != 1:
         raise InputError("only a recorded cache of one row, which holds everything, can be trimmed again")
-    cache = FitCache(recorded.config, decoder, method, ledger, recorded.max_positions)
+    cache = FitCache(recorded.config, decoder, method, ledger, recorded.max_positions, patch)
     cache.chunk_tokens, cache.chunks, cache.rows = recorded.chunk_tokens, recorded.chunks, 1
     cache.question_aware = bool(question_tokens)
     ledger.padding, ledger.base, ledger.frozen = [0], [recorded.seen], False

@@ -19,6 +19,7 @@ class Store:
         """Allocate room for `capacity` entries shaped like `keys` [B, G, *, D] and `values` [B, G, *, Dv]."""
         B, G, _, D = keys.shape
         self.n = 0
+        self.version = 0  # counts changes of the keys other than appending
         self._keys = keys.new_empty(B, G, capacity, D)
         self._values = values.new_empty(B, G, capacity, values.shape[-1])
         self._positions = torch.empty(B, G, capacity, dtype=torch.int32, device=keys.device)
@@ -37,6 +38,7 @@ class Store:
     @keys.setter
     def keys(self, moved: Tensor) -> None:
         self._keys[:, :, : self.n] = moved
+        self.version += 1
 
     @property
     def values(self) -> Tensor:
@@ -60,7 +62,7 @@ class Store:
     def map(self, change: Callable[[Tensor], Tensor], n: int) -> "Store":
         """A new store whose every buffer is `change(buffer)` and whose first `n` slots are used."""
         new = object.__new__(Store)
-        new.n = n
+        new.n, new.version = n, self.version
         new._keys = change(self._keys)
         new._values = change(self._values)
         new._positions = change(self._positions)

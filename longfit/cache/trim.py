@@ -1,5 +1,6 @@
 """One path from scores to kept entries, for every method."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,8 +43,18 @@ def score(method: Any, candidates: list[Store], views: list[View]) -> list[Tenso
     return scores
 
 
-def trim(method: Any, candidates: list[Store], views: list[View], n_keep: int) -> list[Tensor]:
+def trim(
+    method: Any,
+    candidates: list[Store],
+    views: list[View],
+    n_keep: int,
+    unreachable: Callable[[Tensor, int], Tensor | None] = lambda positions, seen: None,
+) -> list[Tensor]:
     """Ascending indices [B, G, N] of the entries to keep in each part of a row, n_keep a head on average.
+
+    Args:
+        unreachable: which entries, from positions [B, G, S] and the tokens seen, no later query attends to: they go
+            first.
 
     Raises:
         ScoreError: the method's choice is not exactly as large as asked.
@@ -52,6 +63,8 @@ def trim(method: Any, candidates: list[Store], views: list[View], n_keep: int) -
         oldest_first(given, c.positions) for given, c in zip(score(method, candidates, views), candidates, strict=True)
     ]
     for view, given in zip(views, scores, strict=True):
+        if (dead := unreachable(view.positions, view.seen)) is not None:
+            given.masked_fill_(dead, float("-inf"))
         if view.protected:
             given[..., -view.protected :] = float("inf")
     chosen = [indices.sort(-1).values for indices in method.select(views, scores, n_keep)]

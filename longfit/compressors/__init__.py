@@ -3,9 +3,9 @@
 from typing import Any
 
 from longfit.compressors import kv
-from longfit.compressors.base import KVCompressor, Wrapper, available, get
+from longfit.compressors.base import KeepAll, KVCompressor, Wrapper, available, get
 
-__all__ = ["KVCompressor", "Wrapper", "available", "get", "kv"]
+__all__ = ["KVCompressor", "KeepAll", "Wrapper", "available", "get", "kv"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from longfit.cache import SINK, View
-from longfit.errors import InputError, UnknownNameError
+from longfit.errors import BudgetError, InputError, UnknownNameError
 
 _REGISTRY: dict[str, type["KVCompressor"]] = {}
 
@@ -107,6 +107,27 @@ class KVCompressor:
     def options(self) -> dict[str, Any]:
         """The method's options by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass
+class KeepAll(KVCompressor):
+    """Drops nothing but what the attention can never look at again: what a patch without a compressor runs on."""
+
+    def score(self, view: View) -> Tensor:
+        return torch.zeros(view.positions.shape, device=view.positions.device)
+
+    def select(self, views: list[View], scores: list[Tensor], n_keep: int) -> list[Tensor]:
+        """
+        Raises:
+            BudgetError: entries that are still needed do not fit.
+        """
+        needed = max(int((given > float("-inf")).sum(-1).max()) for given in scores)
+        if needed > n_keep:
+            raise BudgetError(
+                f"the attention looks at up to {needed:,} stored tokens a layer and the budget holds {n_keep:,}; raise "
+                "the budget, or name a compressor that chooses among them"
+            )
+        return super().select(views, scores, n_keep)
 
 
 @dataclass

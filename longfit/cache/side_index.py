@@ -1,0 +1,89 @@
+"""What a sparse attention keeps beside the keys to find the few that matter: pages, codes, and their kin."""
+
+import torch
+from torch import Tensor
+
+from longfit.cache.store import Store
+
+GROWTH = 8  # a full buffer grows by an eighth, and by 256 slots at least
+GROWTH_SLOTS = 256
+
+
+class SideIndex:
+    """Derived data of one store's keys, brought up to date by `follow`.
+
+    A method writes `build` and `extend`. Appending extends; trimming, reordering and re-rotation build anew.
+    """
+
+    def __init__(self) -> None:
+        self.store: Store | None = None
+        self.version = 0
+        self.n = 0
+
+    def build(self, keys: Tensor) -> None:
+        """Start over with keys [B, G, n, D]."""
+        raise NotImplementedError
+
+    def extend(self, keys: Tensor) -> None:
+        """Add the new keys [B, G, m, D] behind those known."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        raise NotImplementedError
+
+    def follow(self, store: Store) -> None:
+        """Let the index describe exactly the entries of `store`."""
+        if store is not self.store or store.version != self.version or store.n < self.n:
+            self.build(store.keys)
+        elif store.n > self.n:
+            self.extend(store.keys[:, :, self.n :])
+        self.store, self.version, self.n = store, store.version, store.n
+
+
+class Rows:
+    """A tensor [B, G, n, ...] that grows along n in buffers with room to spare."""
+
+    def __init__(self, first: Tensor) -> None:
+        self.n = first.shape[2]
+        self.buffer = first.contiguous()
+
+    @property
+    def used(self) -> Tensor:
+        return self.buffer[:, :, : self.n]
+
+    @property
+    def nbytes(self) -> int:
+        return self.buffer.nbytes
+
+    def append(self, new: Tensor) -> None:
+        """Add [B, G, m, ...] at the end."""
+        end = self.n + new.shape[2]
+        if end > self.buffer.shape[2]:
+            capacity = end + max(GROWTH_SLOTS, end // GROWTH)
+            grown = self.buffer.new_empty(*self.buffer.shape[:2], capacity, *self.buffer.shape[3:])
+            grown[:, :, : self.n] = self.used
+            self.buffer = grown
+        self.buffer[:, :, self.n : end] = new
+        self.n = end
+
+    def cut(self, n: int) -> None:
+        """Forget all but the first n."""
+        self.n = n
+
+
+def pack_bits(codes: Tensor) -> Tensor:
+    """Four 2-bit codes a byte: [..., D] uint8 in 0..3 to [..., D / 4]; code i of a byte sits at bits 2i and 2i + 1.
+
+    D has to be a multiple of four.
+    """
+    four = codes.view(*codes.shape[:-1], -1, 4)
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=codes.device)
+    return (four << shifts).sum(-1, dtype=torch.uint8)
+
+
+def unpack_bits(packed: Tensor) -> Tensor:
+    """The inverse of `pack_bits`: [..., D / 4] to [..., D]."""
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=packed.device)
+    return ((packed.unsqueeze(-1) >> shifts) & 3).flatten(-2)
