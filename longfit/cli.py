@@ -6,6 +6,7 @@ Answers and tables go to stdout, progress and errors to stderr. Heavy imports wa
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +56,9 @@ Model = Annotated[
     str, typer.Option("--model", "-m", help="Packaged name, folder, GGUF file or hub id; see `list models`.")
 ]
 Compressor = Annotated[str, typer.Option("--compressor", "-c", help="A method; see `longfit list`.")]
+Attention = Annotated[
+    str | None, typer.Option("--attention", "-a", help="In place of full attention; see `longfit list attention`.")
+]
 Budget = Annotated[
     str | None, typer.Option("--budget", "-b", help="For the cache: 64MiB, '2048 tokens' (per layer) or 25%.")
 ]
@@ -65,7 +69,10 @@ ChunkTokens = Annotated[
     int | None, typer.Option("--chunk-tokens", help="Tokens of one chunk of prefill; chosen if left out.")
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-Options = Annotated[list[str] | None, typer.Option("--option", help="key=value of the compressor; may be given again.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="key=value of the compressor, or of an attention alone; may be given again."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
 Data = Annotated[str | None, typer.Option("--data", help="A local folder of text to make inputs from.")]
 
@@ -89,12 +96,14 @@ def _root(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="compressors, models, recipes or tasks")] = "compressors",
+    what: Annotated[str, typer.Argument(help="compressors, attention, models, recipes or tasks")] = "compressors",
     as_json: Json = False,
 ) -> None:
-    """What there is: compressors, models, recipes or tasks."""
-    rows = _listing(what)
-    print(json.dumps(rows) if as_json else _blocks(rows))
+    """What there is: compressors, attention patches, models, recipes or tasks."""
+    from longfit.listing import blocks, listing
+
+    rows = listing(what)
+    print(json.dumps(rows) if as_json else blocks(rows))
 
 
 @app.command()
@@ -130,7 +139,10 @@ def ask(
     document: Annotated[str, typer.Argument(help="A text file in UTF-8, or - for standard input.")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     model: Model = "smollm2-135m",
-    compressor: Compressor = "snapkv",
+    compressor: Annotated[
+        str | None, typer.Option("--compressor", "-c", help="A method; see `longfit list`. snapkv without --attention.")
+    ] = None,
+    attention: Attention = None,
     budget: Budget = None,
     total: Total = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")] = 64,
@@ -142,16 +154,19 @@ def ask(
     option: Options = None,
     as_json: Json = False,
 ) -> None:
-    """Ask a question about a document; without a budget, a quarter of the cache is kept."""
+    """Ask a question about a document; without a budget or an attention, a quarter of the cache is kept."""
     from longfit import load, wrap
     from longfit.docqa import ask as answer_to
     from longfit.docqa import read_text
 
     # Whatever can be refused is refused before the model is loaded.
-    method, limit = _method(compressor, option), _budget(budget, total)
+    patch = None if attention is None else _patch(attention, option if compressor is None else None)
+    named = compressor or ("snapkv" if patch is None else None)
+    method = None if named is None else _method(named, option)
+    limit = _budget(budget, total) if named is not None or budget or total else None
     text = read_text(document)
     loaded, tokenizer = load(model, dtype=dtype, progress=not as_json)
-    wrap(loaded, method, budget=limit, chunk_tokens=chunk_tokens)
+    wrap(loaded, method, budget=limit, chunk_tokens=chunk_tokens, attention=patch)
     given = answer_to(loaded, tokenizer, text, question, aware=not agnostic, max_new_tokens=max_new_tokens)
     if as_json:
         print(
@@ -202,11 +217,18 @@ def eval_(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Samples of each task.")] = 20,
     model: Model = "smollm2-135m",
     compressor: Annotated[
-        str, typer.Option("--compressor", "-c", help="Methods, a,b,c; see `longfit list`. `full` alone: none.")
-    ] = "snapkv",
+        str | None,
+        typer.Option("--compressor", "-c", help="Methods, a,b,c; see `longfit list`. `full` alone: none."),
+    ] = None,
     budget: Annotated[str, typer.Option("--budget", "-b", help="25%,10% or '512 tokens' or 64MiB.")] = DEFAULT_BUDGET,
     question: Annotated[str, typer.Option("--question", help="agnostic, aware or both.")] = "both",
     chunk_tokens: ChunkTokens = None,
+    attention: Annotated[
+        str | None, typer.Option("--attention", "-a", help="Attention patches, a,b,c, alone, beside the methods.")
+    ] = None,
+    read_tokens: Annotated[
+        str, typer.Option("--read-tokens", help="Stored tokens that they attend to a step: 64,128.")
+    ] = "128",
     option: Options = None,
     data: Data = None,
     dtype: Dtype = "auto",
@@ -223,11 +245,13 @@ def eval_(
         lengths=tuple(length.split(",")),
         n=limit,
         model=model,
-        compressors=tuple(compressor.split(",")),
+        compressors=tuple((compressor or ("full" if attention else "snapkv")).split(",")),
         options=_options(option),
         budgets=tuple(budget.split(",")),
         question=question,
         chunk_tokens=chunk_tokens,
+        attention=tuple(filter(None, (attention or "").split(","))),
+        read_tokens=tuple(read_tokens.split(",")),
         data=data,
         dtype=dtype,
         seed=seed,
@@ -273,6 +297,18 @@ def report(
 def _method(name: str, options: list[str] | None) -> Any:
     """The compressor `name` with its `key=value` options."""
     from longfit.compressors import get
+
+    return _made(get, name, options)
+
+
+def _patch(name: str, options: list[str] | None) -> Any:
+    """The attention patch `name` with its `key=value` options."""
+    from longfit.attention import get
+
+    return _made(get, name, options)
+
+
+def _made(get: Callable[..., Any], name: str, options: list[str] | None) -> Any:
     from longfit.errors import InputError
 
     try:
@@ -304,88 +340,6 @@ def _budget(budget: str | None, total: str | None) -> Any:
     from longfit.budget import MemoryBudget
 
     return MemoryBudget.parse(DEFAULT_BUDGET if budget is None and total is None else budget, total=total)
-
-
-def _listing(what: str) -> list[dict[str, Any]]:
-    """One mapping of facts per compressor, model, recipe or task."""
-    from longfit.errors import UnknownNameError
-
-    if what == "compressors":
-        from longfit.compressors import available, get
-
-        return [_facts(get(name)) for name in available()]
-    if what == "models":
-        from longfit.packaged import PACKAGED_MODELS, is_cached
-
-        return [
-            {"name": name, "summary": model.description, "ready": is_cached(name)}
-            for name, model in PACKAGED_MODELS.items()
-        ]
-    if what == "recipes":
-        return [{"name": str(path), "summary": _first_comment(path)} for path in _recipes()]
-    if what == "tasks":
-        from longfit.eval.suites import SUITES, tasks_of
-
-        return [
-            {"name": f"{suite}/{name}", "summary": task.metric}
-            for suite in SUITES
-            for name, task in tasks_of(suite).items()
-        ]
-    raise UnknownNameError(f"there is no list of {what!r}; there are compressors, models, recipes and tasks")
-
-
-def _facts(method: Any) -> dict[str, Any]:
-    return {
-        "name": method.name,
-        "summary": method.summary,
-        "question_aware": bool(method.query_aware),
-        "phases": list(method.phases),
-        "geometry": method.geometry,
-        "needs_queries": bool(method.needs_queries),
-        "replays": bool(method.replays),
-        "options": {name: value if _plain(value) else repr(value) for name, value in method.options().items()},
-        "source": method.source,
-    }
-
-
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def _recipes() -> list[Path]:
-    """Recipe files below the working directory, or else beside the package in a checkout."""
-    beside = Path(__file__).resolve().parent.parent / "recipes"
-    folder = next((place for place in (Path("recipes"), beside) if place.is_dir()), None)
-    return sorted(folder.rglob("*.yaml")) if folder else []
-
-
-def _first_comment(path: Path) -> str:
-    line = path.read_text(encoding="utf-8").partition("\n")[0]
-    return line.removeprefix("#").strip() if line.startswith("#") else ""
-
-
-def _blocks(rows: list[dict[str, Any]]) -> str:
-    """A line with name and summary per row, and under it what else is known."""
-    width = max((len(row["name"]) for row in rows), default=0)
-    lines = []
-    for row in rows:
-        lines.append(f"{row['name']:<{width}}  {row['summary']}".rstrip())
-        more = {key: value for key, value in row.items() if key not in ("name", "summary") and value}
-        if more:
-            shown = (_shown(key, value) for key, value in more.items())
-            lines.append(" " * (width + 2) + "; ".join(shown))
-    return "\n".join(lines) or "nothing found"
-
-
-def _shown(key: str, value: Any) -> str:
-    if isinstance(value, dict):
-        value = ", ".join(f"{name}={option}" for name, option in value.items())
-    if isinstance(value, list):
-        value = "+".join(value)
-    label = key.replace("_", " ").removesuffix(" aware")
-    return {"question": "looks at the question", "ready": "ready in the cache folder"}.get(
-        label, label if value is True else f"{label} {value}"
-    )
 
 
 def main() -> None:

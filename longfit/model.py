@@ -229,7 +229,7 @@ def wrap(
         method = copy.copy(_method("snapkv" if compressor is None else compressor, options))
     method.bind(inner)
     if patch is not None:
-        _bind_patch(patch, inner)
+        bind_patch(patch, inner)
     context = FitContext(
         method=method,
         budget=MemoryBudget.parse(budget, total=total),
@@ -357,16 +357,17 @@ def _patch(attention: str | AttentionPatch, options: dict[str, Any]) -> Attentio
     return attention
 
 
-def _bind_patch(patch: AttentionPatch, model: Any) -> None:
-    """
+def bind_patch(patch: AttentionPatch, model: Any) -> None:
+    """Let the patch take what it needs of the model.
+
     Raises:
-        UnsupportedModelError: no layer of the model is the patch's to stand in at.
+        UnsupportedModelError: no layer of the model is the patch's to stand in at, or it cannot work with this model.
     """
     types, _ = layer_types(text_config(model))
     if not any(kind == FULL and patch.covers(place, len(types)) for place, kind in enumerate(types)):
         raise UnsupportedModelError(
             f"none of the {len(types)} layers of {type(model).__name__} is a full-attention layer that {patch!r} "
-            "stands in at: sliding layers stay as they are"
+            "stands in at: sliding layers and the layers that the patch leaves dense stay as they are"
         )
     patch.bind(model)
 

@@ -49,7 +49,10 @@ def test_list_names_every_compressor():
 def test_list_of_models_recipes_and_nonsense():
     assert "smollm2-135m" in runner.invoke(app, ["list", "models"]).stdout
     assert "needle" in runner.invoke(app, ["list", "recipes"]).stdout
-    assert "compressors, models, recipes and tasks" in refused("list", "modles")
+    listed = json.loads(runner.invoke(app, ["list", "attention", "--json"]).stdout)
+    assert {"topk", "sliding_window"} <= {row["name"] for row in listed}
+    assert "phases prefill+decode; stores reachable" in runner.invoke(app, ["list", "attention"]).stdout
+    assert "compressors, attention, models, recipes and tasks" in refused("list", "modles")
 
 
 def test_plan_needs_no_weights(tiny, tmp_path):

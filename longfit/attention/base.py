@@ -137,6 +137,15 @@ class AttentionPatch:
             UnsupportedModelError: the patch cannot work with this model.
         """
 
+    @classmethod
+    def reading(cls, read_tokens: int) -> dict[str, Any]:
+        """The options with which a decoded token attends to `read_tokens` stored entries at most.
+
+        Raises:
+            InputError: the patch has no such option.
+        """
+        raise InputError(f"{cls.name} has no size in tokens read; give its options instead of read_tokens")
+
     def entry_bytes(self, key_dim: int, dtype_bytes: int) -> float:
         """Bytes of index per key/value head and stored entry."""
         return 0.0

@@ -1,6 +1,7 @@
 """Sparse attention while decoding: everything is kept, and each step reads the few entries that matter."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,10 @@ class SelectingPatch(AttentionPatch):
             )
         if self.share not in ("head", "group"):
             raise InputError(f'{self.name}: share={self.share!r}; it is "head" or "group"')
+
+    @classmethod
+    def reading(cls, read_tokens: int) -> dict[str, Any]:
+        return {"top_tokens": read_tokens}
 
     def covers(self, layer: int, layers: int) -> bool:
         return layer >= self.dense_layers

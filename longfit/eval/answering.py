@@ -48,8 +48,12 @@ def wrapped(model: Any, cell: Cell, chunk_tokens: int | None = None) -> Iterator
     if cell.baseline:
         yield model
         return
-    compressor = get(cell.method, **cell.options)
-    fitted = wrap(model, compressor, budget=cell.budget, chunk_tokens=chunk_tokens or cell.chunk_tokens)
+    chunk = chunk_tokens or cell.chunk_tokens
+    if cell.attends_alone:
+        fitted = wrap(model, attention=cell.patch, chunk_tokens=chunk)
+    else:
+        compressor = get(cell.method, **cell.options)
+        fitted = wrap(model, compressor, budget=cell.budget, chunk_tokens=chunk, attention=cell.patch)
     try:
         yield fitted
     finally:
@@ -99,11 +103,17 @@ def answer(reader: Reader, task: Task, sample: Sample, cell: Cell) -> tuple[dict
             outcome = generate(reader, task, sample, reader.tensor(sample.question_ids), memory=memory)
         outcome.prefill_seconds += compressing
         kept = kept_record(sample, cell, memory.cache)
-    peak = meter.peak_bytes()
+    peak, read = meter.peak_bytes(), None
     if not cell.baseline:
         check_kept(cell, held, reader.limit(sample))
-    measured = held.record() | {"peak_bytes": peak, "shared_prefill": False}
+        read = read_per_token(reader.model.fit_report.read_bytes, outcome)
+    measured = held.record() | {"peak_bytes": peak, "shared_prefill": False, "read_bytes_per_token": read}
     return record(task, sample, cell, outcome) | measured, kept
+
+
+def read_per_token(read_bytes: int, outcome: Outcome) -> int | None:
+    """Bytes that the full-attention layers read of the cache for each decoded token after the first."""
+    return read_bytes // (outcome.new_tokens - 1) if outcome.new_tokens > 1 else None
 
 
 def check_question(sample: Sample, cell: Cell) -> None:
@@ -167,8 +177,13 @@ def target_log_probs(model: Any, prompt: Tensor, targets: Tensor, cache: Any) ->
         logits = model(torch.cat([prompt, targets[:, :-1]], 1), use_cache=False, logits_to_keep=n).logits[0]
     else:
         first = model(prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
-        later = model(targets[:, :-1], past_key_values=cache, use_cache=True).logits[0] if n > 1 else first[:0]
-        logits = torch.cat([first, later])
+        # An attention that differs while decoding only is measured token by token, as it decodes.
+        step = 1 if cache.patch is not None and cache.patch.phases == ("decode",) else max(1, n - 1)
+        later = [
+            model(targets[:, at : min(at + step, n - 1)], past_key_values=cache, use_cache=True).logits[0]
+            for at in range(0, n - 1, step)
+        ]
+        logits = torch.cat([first, *later])
     return logits.float().log_softmax(-1)
 
 
@@ -186,6 +201,7 @@ def record(task: Task, sample: Sample, cell: Cell, outcome: Outcome) -> dict[str
         "options": cell.options,
         "budget": cell.budget,
         "keep_ratio": cell.keep_ratio,
+        "attention": cell.attention_label,
         "awareness": cell.awareness,
         "chunk_tokens": cell.chunk_tokens,
         "metric": task.metric,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longfit.errors import InputError
+from longfit.errors import InputError, UnknownNameError
 from longfit.eval.recipe import Recipe
 from longfit.units import parse_tokens
 
@@ -26,6 +26,8 @@ class Asked:
     budgets: tuple[str, ...] = ("25%",)
     question: str = "both"
     chunk_tokens: int | None = None
+    attention: tuple[str, ...] = ()
+    read_tokens: tuple[str, ...] = ("128",)
     data: str | None = None
     dtype: str = "auto"
     seed: int = 42
@@ -58,6 +60,12 @@ def recipe_of(asked: Asked) -> Recipe:
         if asked.chunk_tokens is not None:
             group["chunk_tokens"] = asked.chunk_tokens
         cells += [{"methods": ["truncate"], "budgets": budgets}, group]
+    if asked.attention:
+        sizes = [parse_tokens(size) for size in asked.read_tokens]
+        sized = [name for name in asked.attention if _has_size(name)]
+        unsized = [name for name in asked.attention if name not in sized]
+        cells += [{"attention": sized, "read_tokens": sizes}] if sized else []
+        cells += [{"attention": unsized}] if unsized else []
     recipe = Recipe.read(
         {
             "name": f"{asked.suite} on {asked.model}",
@@ -75,6 +83,19 @@ def recipe_of(asked: Asked) -> Recipe:
     recipe.task_names()
     recipe.expand()
     return recipe
+
+
+def _has_size(name: str) -> bool:
+    """Whether the attention patch has a size in tokens read. Raises UnknownNameError."""
+    from longfit.attention import get
+
+    try:
+        type(get(name)).reading(128)
+    except UnknownNameError:
+        raise
+    except InputError:
+        return False
+    return True
 
 
 def evaluate(asked: Asked, output: Path) -> tuple[dict[str, Any], str]:

@@ -21,7 +21,8 @@ class Recipe:
         lengths: tokens of a prompt with its longest answer.
         n: samples of each task at each length; seed: of the samples.
         cells: groups of `methods`, `keep_ratios` or `budgets`, `awareness` and `chunk_tokens`, all combined. A method
-            is a name, or a mapping of one name to its options: `{snapkv: {kernel_size: 7}}`.
+            is a name, or a mapping of one name to its options: `{snapkv: {kernel_size: 7}}`. A group may name
+            `attention` in place of methods, or beside them; `read_tokens` are the sizes of those that have one.
         chat: use the tokenizer's chat template where it has one.
         max_new_tokens: in place of the task's own; recorded as a condition.
         shared_prefill: read each sample once, in one chunk, and trim that prefill by every cell: what each method does

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longfit.attention import AttentionPatch
 from longfit.cache import FitCache, Ledger, View
 from longfit.cache.retrim import retrim
 from longfit.compressors import KVCompressor
@@ -64,11 +65,11 @@ class Recording:
     logits: Tensor
     question_tokens: int
 
-    def trimmed(self, method: KVCompressor, keep_ratio: float) -> FitCache:
-        """What `method` would have left of the same input, read in one chunk."""
+    def trimmed(self, method: KVCompressor, keep_ratio: float, patch: AttentionPatch | None = None) -> FitCache:
+        """What `method` would have left of the same input, read in one chunk; `patch` decodes from it."""
         question = self.question_tokens if method.query_aware else 0
         ledger = Ledger(None, keep_ratio, method.geometry == "packed")
-        return retrim(self.cache, decoder_of(self.model), method, ledger, question)
+        return retrim(self.cache, decoder_of(self.model), method, ledger, question, patch)
 
 
 @contextmanager

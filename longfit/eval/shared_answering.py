@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 
 from longfit.cache import FitCache
-from longfit.compressors import KVCompressor, get
+from longfit.compressors import KeepAll, KVCompressor, get
 from longfit.errors import UnsupportedFeatureError
-from longfit.eval.answering import Reader, check_question, kept_record, likelihood, record
+from longfit.eval.answering import Reader, check_question, kept_record, likelihood, read_per_token, record
 from longfit.eval.cells import Cell
 from longfit.eval.measures import Held, Outcome, check_kept
 from longfit.eval.sample import Sample
 from longfit.eval.shared import Recording, recording
 from longfit.eval.task import Task
 from longfit.eval.together import generate_together
-from longfit.model import unwrap, wrap
+from longfit.model import bind_patch, unwrap, wrap
 
 
 @torch.no_grad()
 def answers(
     reader: Reader, task: Task, sample: Sample, cells: list[Cell], failed: Callable[[Cell, Exception], None]
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """What ``answering.answer`` gives, for each of ``cells``, none of them a baseline.
+    """What ``answering.answer`` gives, for each of ``cells``, none of them a baseline or with a prefill of its own.
 
     ``prefill_seconds`` is the shared prefill's and ``peak_bytes`` unknown: costs are measured apart. A cell that raises
     is handed to ``failed``, and the others go on.
@@ -37,7 +37,7 @@ def answers(
         aware = awareness == "aware"
         question = len(sample.question_ids) * aware
         ids = reader.tensor(sample.prompt_ids if aware else sample.context_ids)
-        methods = [get(cell.method, **cell.options) for cell in chosen]
+        methods = [KeepAll() if cell.attends_alone else get(cell.method, **cell.options) for cell in chosen]
         started = time.perf_counter()
         with recording(reader.model, ids, methods, question) as recorded:
             prefill = {"prefill_seconds": round(time.perf_counter() - started, 3)}
@@ -48,7 +48,12 @@ def answers(
                 except Exception as error:
                     failed(cell, error)
             for trimmed, outcome in zip(ready, _outcomes(reader, task, sample, ready, recorded, ids), strict=True):
-                measured = trimmed.held.record() | {"peak_bytes": None, "shared_prefill": True}
+                read = read_per_token(trimmed.cache.read_bytes, outcome)
+                measured = trimmed.held.record() | {
+                    "peak_bytes": None,
+                    "shared_prefill": True,
+                    "read_bytes_per_token": read,
+                }
                 yield record(task, sample, trimmed.cell, outcome) | measured | prefill, trimmed.kept
 
 
@@ -66,10 +71,14 @@ def _trim(
     reader: Reader, sample: Sample, cell: Cell, method: KVCompressor, recorded: Recording, tokens: int
 ) -> Trimmed:
     check_question(sample, cell)
-    if cell.keep_ratio is None:
+    ratio = 1.0 if cell.attends_alone else cell.keep_ratio
+    if ratio is None:
         raise UnsupportedFeatureError(f"{cell.cell_id}: a shared prefill is trimmed to ratios; use keep_ratios")
     method.bind(reader.model)
-    cache = recorded.trimmed(method, cell.keep_ratio)
+    patch = cell.patch
+    if patch is not None:
+        bind_patch(patch, reader.model)
+    cache = recorded.trimmed(method, ratio, patch)
     held = Held(tokens, cache.kept_tokens, cache.nbytes, reader.full_kv_bytes(tokens))
     check_kept(cell, held, reader.limit(sample))
     kept = kept_record(sample, cell, cache) if cell.awareness == "agnostic" else None

@@ -12,6 +12,7 @@ __all__ = ["MEAN", "read_records", "summarise"]
 Record = Mapping[str, Any]
 Row = dict[str, Any]
 MEAN = "mean"
+HELD = ("tokens_in", "kept_tokens", "kv_bytes", "full_kv_bytes", "read_bytes_per_token")
 
 
 def summarise(records: Iterable[Record], costs: Iterable[Record] = ()) -> list[Row]:
@@ -65,7 +66,8 @@ def _budget_of(tasks: Mapping[str, Mapping[str, Record]]) -> str:
 def _common(place: tuple[str, int, str], tasks: Mapping[str, Mapping[str, Record]]) -> Row:
     first, (model, length, cell) = _first(tasks), place
     names = ("method", "options", "budget", "keep_ratio", "awareness", "chunk_tokens")
-    return {"model": model, "length": length, "cell": cell} | {name: first[name] for name in names}
+    common = {"model": model, "length": length, "cell": cell} | {name: first[name] for name in names}
+    return common | {"attention": first.get("attention")}
 
 
 def _scores(
@@ -123,7 +125,7 @@ def _normalised(
 
 def _held(records: Iterable[Record]) -> Row:
     given = list(records)
-    return {name: _mean([r[name] for r in given]) for name in ("tokens_in", "kept_tokens", "kv_bytes", "full_kv_bytes")}
+    return {name: _mean([r.get(name) for r in given]) for name in HELD}
 
 
 def _spent(ours: Mapping[str, Record], full: Mapping[str, Record]) -> Row:

@@ -17,7 +17,7 @@ import yaml
 
 from longfit.errors import InputError, LongfitError
 from longfit.eval import records
-from longfit.eval.answering import Reader, answer
+from longfit.eval.answering import Reader, answer, wrapped
 from longfit.eval.cells import Cell
 from longfit.eval.conditions import conditions, environment, merged, resolved
 from longfit.eval.processes import run_worker
@@ -136,11 +136,13 @@ class Sweep:
                 task = get_task(self.recipe.suite, sample.task)
                 todo = [cell for cell in self.cells if self._missing(place, cell, [sample])]
                 for cell in todo:
-                    if cell.baseline:
+                    if cell.baseline or cell.prefills_alone:
                         # This process has done other things: what it held at most says nothing about the cell.
-                        line = answer(reader, task, sample, cell)[0] | {"peak_bytes": None}
+                        with wrapped(reader.model, cell) as model:
+                            own = Reader(model, reader.tokenizer, reader.max_new_tokens)
+                            line = answer(own, task, sample, cell)[0] | {"peak_bytes": None}
                         records.append(log, mark | line)
-                ours = [cell for cell in todo if not cell.baseline]
+                ours = [cell for cell in todo if not (cell.baseline or cell.prefills_alone)]
                 for line, kept in answers(reader, task, sample, ours, lambda c, e: self._fail(place, c, e)):
                     records.append(log, mark | line)
                     if kept is not None and sample.index == 0:

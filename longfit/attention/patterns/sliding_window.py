@@ -1,6 +1,7 @@
 """A sliding window and attention sinks."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -26,6 +27,10 @@ class SlidingWindow(PositionPatch):
     def __post_init__(self) -> None:
         self._at_least(1, window_tokens=self.window_tokens)
         self._at_least(0, sink_tokens=self.sink_tokens)
+
+    @classmethod
+    def reading(cls, read_tokens: int) -> dict[str, Any]:
+        return {"window_tokens": read_tokens + 1 - cls.sink_tokens}
 
     def spans(self, start: int, stop: int) -> list[Span]:
         return [(0, self.sink_tokens), (start - self.window_tokens + 1, stop)]

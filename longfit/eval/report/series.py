@@ -40,6 +40,9 @@ def series_of(row: Row) -> Series:
     variant = (f"({options})" if options else "") + (
         f", chunk {row['chunk_tokens']}" if row.get("chunk_tokens") else ""
     )
+    beside = row.get("attention")
+    if beside and not beside.startswith(row["method"]):
+        variant += f" + {beside}"
     return Series(row["method"], variant, row["awareness"])
 
 
@@ -104,6 +107,8 @@ def budgets_of(rows: Iterable[Row]) -> list[str]:
     for row in rows:
         if row["method"] not in ENDS:
             size = row["keep_ratio"] if row["keep_ratio"] is not None else (row["kv_bytes"] or 0)
+            if row["budget"].endswith(" read"):
+                size = float(row["budget"].split()[0])
             sizes[row["budget"]] = max(size, sizes.get(row["budget"], 0))
     return sorted(sizes, key=lambda budget: (-sizes[budget], budget))
 

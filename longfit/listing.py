@@ -1,0 +1,108 @@
+"""What there is to choose from, as mappings and as text."""
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from longfit.errors import UnknownNameError
+
+
+def listing(what: str) -> list[dict[str, Any]]:
+    """One mapping of facts per compressor, attention patch, model, recipe or task.
+
+    Raises:
+        UnknownNameError: there is no such list.
+    """
+    if what == "compressors":
+        from longfit.compressors import available, get
+
+        return [_facts(get(name)) for name in available()]
+    if what == "attention":
+        from longfit.attention import available as patches
+
+        return [_patch_facts(name, patch) for name, patch in patches().items()]
+    if what == "models":
+        from longfit.packaged import PACKAGED_MODELS, is_cached
+
+        return [
+            {"name": name, "summary": model.description, "ready": is_cached(name)}
+            for name, model in PACKAGED_MODELS.items()
+        ]
+    if what == "recipes":
+        return [{"name": str(path), "summary": _first_comment(path)} for path in _recipes()]
+    if what == "tasks":
+        from longfit.eval.suites import SUITES, tasks_of
+
+        return [
+            {"name": f"{suite}/{name}", "summary": task.metric}
+            for suite in SUITES
+            for name, task in tasks_of(suite).items()
+        ]
+    raise UnknownNameError(f"there is no list of {what!r}; there are compressors, attention, models, recipes and tasks")
+
+
+def _facts(method: Any) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "summary": method.summary,
+        "question_aware": bool(method.query_aware),
+        "phases": list(method.phases),
+        "geometry": method.geometry,
+        "needs_queries": bool(method.needs_queries),
+        "replays": bool(method.replays),
+        "options": {name: value if _plain(value) else repr(value) for name, value in method.options().items()},
+        "source": method.source,
+    }
+
+
+def _patch_facts(name: str, patch: Any) -> dict[str, Any]:
+    options = {f.name: f.default for f in fields(patch) if f.default is not MISSING}
+    return {
+        "name": name,
+        "summary": patch.summary,
+        "phases": list(patch.phases),
+        "stores": patch.stores,
+        "past_the_window": patch.extends,
+        "options": {name: value if _plain(value) else repr(value) for name, value in options.items()},
+        "source": patch.source,
+    }
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _recipes() -> list[Path]:
+    """Recipe files below the working directory, or else beside the package in a checkout."""
+    beside = Path(__file__).resolve().parent.parent / "recipes"
+    folder = next((place for place in (Path("recipes"), beside) if place.is_dir()), None)
+    return sorted(folder.rglob("*.yaml")) if folder else []
+
+
+def _first_comment(path: Path) -> str:
+    line = path.read_text(encoding="utf-8").partition("\n")[0]
+    return line.removeprefix("#").strip() if line.startswith("#") else ""
+
+
+def blocks(rows: list[dict[str, Any]]) -> str:
+    """A line with name and summary per row, and under it what else is known."""
+    width = max((len(row["name"]) for row in rows), default=0)
+    lines = []
+    for row in rows:
+        lines.append(f"{row['name']:<{width}}  {row['summary']}".rstrip())
+        more = {key: value for key, value in row.items() if key not in ("name", "summary") and value}
+        if more:
+            shown = (_shown(key, value) for key, value in more.items())
+            lines.append(" " * (width + 2) + "; ".join(shown))
+    return "\n".join(lines) or "nothing found"
+
+
+def _shown(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        value = ", ".join(f"{name}={option}" for name, option in value.items())
+    if isinstance(value, list):
+        value = "+".join(value)
+    label = key.replace("_", " ").removesuffix(" aware")
+    return {"question": "looks at the question", "ready": "ready in the cache folder"}.get(
+        label, label if value is True else f"{label} {value}"
+    )
