@@ -1,38 +1,19 @@
-"""``longfit`` as a model of lm-evaluation-harness (EleutherAI, lm-eval 0.4.13).
+"""A model class of lm-eval that compresses the context before it reads the question."""
 
-    accelerate launch -m longfit.eval.lm_eval --model longfit --tasks niah_single_1 \\
-        --model_args pretrained=smollm2-135m,compressor=snapkv,budget=25%,aware=false
-
-lm-eval hands over one prompt; compressing before the question is known needs it in two parts, which `split_request`
-finds by the request's document. Deviations from ``--model hf``, with a compressor only (without one, this is HFLM):
-
-- The two parts are tokenised apart, as `longfit.eval.sample` does, and one request runs at a time.
-- A long prompt is never truncated; ``batch_size`` is not used.
-- Rolling log-likelihood is refused: it would score the text that is being compressed.
-"""
-
-import json
-import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils_hf import stop_sequences_criteria
 
 from longfit.errors import InputError, UnsupportedFeatureError
 from longfit.eval.answering import held_by, target_log_probs
-from longfit.eval.cells import Cell
-from longfit.eval.lm_eval_split import split_request
+from longfit.eval.lm_eval.arguments import cell_of
+from longfit.eval.lm_eval.split import split_request
 from longfit.eval.measures import check_kept
 from longfit.memory import Memory
-
-try:
-    from lm_eval.api.registry import model_registry
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
-    from lm_eval.models.utils_hf import stop_sequences_criteria
-except ImportError as missing:
-    raise InputError(f'{missing}; install it: pip install "longfit[lm-eval]"') from missing
 
 
 class LongfitLM(HFLM):
@@ -71,13 +52,10 @@ class LongfitLM(HFLM):
         max_batch_size: int | None = 64,
         **more: Any,
     ) -> None:
-        self.plain = compressor in (None, "full")
-        chosen = _options(options, more)
-        size = budget or (f"{total} in total" if total else "100%")
-        _check(self.plain, compressor, budget, total, chosen)
-        self.cell = Cell(
-            compressor or "full", str(size), "aware" if aware else "agnostic", chosen, chunk_tokens=chunk_tokens
+        self.cell = cell_of(
+            compressor, budget, total, chunk_tokens=chunk_tokens, aware=aware, options=options, more=more
         )
+        self.plain = self.cell.method == "full"
         self.calls, self.tokens_in, self.kept_tokens = 0, 0, 0.0
         self._templated = False
         self._compressed: tuple[list[int], Memory] | None = None
@@ -110,7 +88,7 @@ class LongfitLM(HFLM):
             from longfit.compressors import get
             from longfit.model import wrap
 
-            method = get(str(compressor), **chosen)
+            method = get(self.cell.method, **self.cell.options)
             wrap(self.model, method, budget=budget, total=total, chunk_tokens=chunk_tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -242,89 +220,3 @@ class LongfitLM(HFLM):
     def _tensor(self, ids: list[int]) -> torch.Tensor:
         """[1, T] on the model's device."""
         return torch.tensor([ids], dtype=torch.long, device=self.model.device)
-
-
-def _options(options: str | Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
-    """The method's options of both spellings."""
-    try:
-        chosen = json.loads(options) if isinstance(options, str) else dict(options or {})
-    except json.JSONDecodeError as error:
-        raise InputError(f"options={options!r} is not JSON: {error}") from error
-    if not isinstance(chosen, dict):
-        raise InputError(f"options={options!r} is not a JSON object")
-    if unknown := sorted(key for key in more if not key.startswith("option_")):
-        raise InputError(f"unknown model argument {', '.join(unknown)}; options of a method are option_NAME=VALUE")
-    return chosen | {key.removeprefix("option_"): value for key, value in more.items()}
-
-
-def _check(plain: bool, compressor: str | None, budget: str | None, total: str | None, options: dict[str, Any]) -> None:
-    if plain and (options or total or budget not in (None, "100%")):
-        raise InputError("a budget or options without a compressor; name one, as compressor=snapkv")
-    if not plain and not (budget or total):
-        raise InputError(f"compressor={compressor} needs a budget, as budget=25%")
-
-
-def register() -> None:
-    """Make lm-eval know the model ``longfit``. Again is harmless."""
-    if "longfit" not in model_registry:
-        model_registry.register("longfit", target="longfit.eval.lm_eval:LongfitLM")
-
-
-def run(
-    tasks: Sequence[str],
-    model: Any,
-    compressor: str | None = None,
-    budget: str | None = None,
-    *,
-    limit: int | float | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    include_path: str | Path | None = None,
-    chat: bool = False,
-    seed: int = 42,
-    output: str | Path | None = None,
-    **arguments: Any,
-) -> dict[str, Any]:
-    """Evaluate lm-eval's ``tasks`` and, where ``output`` names a file, write the results there as JSON.
-
-    Args:
-        model, compressor, budget, arguments: of `LongfitLM`.
-        limit: of requests a task, as lm-eval takes it.
-        metadata: for the tasks, as {"max_seq_lengths": [4096]}; RULER's also get the model's tokenizer from here.
-        include_path: a folder with more tasks in YAML.
-        chat: use the tokenizer's chat template.
-
-    Returns:
-        lm-eval's results; empty in all but the first of several processes.
-    """
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-    from lm_eval.utils import handle_non_serializable
-
-    register()
-    lm = model_registry.get("longfit")(model, compressor, budget, **arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        lm.tokenizer.save_pretrained(folder)  # RULER's tasks load it by name, and a packaged model's is not on the hub
-        known = {"tokenizer": folder, **(metadata or {})}
-        manager = TaskManager(include_path=str(include_path) if include_path else None, metadata=known)
-        results = simple_evaluate(
-            lm,
-            tasks=list(tasks),
-            limit=limit,
-            apply_chat_template=chat,
-            task_manager=manager,
-            random_seed=seed,
-            bootstrap_iters=0,
-        )
-    found: dict[str, Any] = dict(results or {})
-    if output is not None and found:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, default=handle_non_serializable, ensure_ascii=False, indent=2)
-        Path(output).write_text(text, encoding="utf-8")
-    return found
-
-
-if __name__ == "__main__":
-    from lm_eval.__main__ import cli_evaluate
-
-    register()
-    cli_evaluate()
