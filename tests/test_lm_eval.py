@@ -10,7 +10,6 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install lm-eval==0.4.13 nltk wonderwords scipy)")
 
@@ -21,21 +20,11 @@ from longfit.eval import answering, needle
 from longfit.eval.cells import Cell
 from longfit.eval.lm_eval import LongfitLM, run, split_request
 from longfit.model import FitMixin
+from tests.lm_eval_tasks import write_task
 from tests.test_needle import byte_tokenizer
 from tests.tiny import tiny_model
 
 NEW_TOKENS = 12
-TASK = {
-    "task": "ours",
-    "dataset_path": "json",
-    "test_split": "test",
-    "output_type": "generate_until",
-    "doc_to_text": "{{input}}",
-    "doc_to_target": "{{outputs}}",
-    "gen_prefix": "{{gen_prefix}}",
-    "generation_kwargs": {"do_sample": False, "max_gen_toks": NEW_TOKENS, "until": []},
-}
-METRIC = "from lm_eval.tasks.ruler.common_utils import aggregate_metrics, process_results\n"
 
 
 @pytest.fixture(autouse=True)
@@ -112,19 +101,8 @@ def native(model, tokenizer, samples, cell):
         return [answering.answer(reader, task, sample, cell)[0] for sample in samples]
 
 
-def write_task(folder, samples):
-    lines = []
-    for sample in samples:
-        question, prefix = sample.prompt.question.split("text?", 1)
-        given = sample.prompt.context + question + "text?"
-        line = {"input": given, "gen_prefix": prefix, "outputs": list(sample.answers), "max_length": 700}
-        lines.append(json.dumps(line) + "\n")
-    (folder / "test.jsonl").write_text("".join(lines))
-    (folder / "utils.py").write_text(METRIC)
-    text = yaml.safe_dump(TASK | {"dataset_kwargs": {"data_files": {"test": str(folder / "test.jsonl")}}})
-    text += "process_results: !function utils.process_results\nmetric_list:\n  - metric: '700'\n"
-    text += "    aggregation: !function utils.aggregate_metrics\n    higher_is_better: true\n"
-    (folder / "ours.yaml").write_text(text)
+def write_needles(folder, samples):
+    write_task(folder, "ours", samples, " The ", 700, NEW_TOKENS, "process_results")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +123,7 @@ def test_lm_eval_and_our_own_evaluation_give_the_same_texts_and_scores(
         for sample, text in zip(samples, texts, strict=True)
     ]
     ours = [record["score"] for record in native(model, tokenizer, samples, cell)]
-    write_task(tmp_path, samples)
+    write_needles(tmp_path, samples)
     found = run(
         ["ours"],
         model,
@@ -245,7 +223,7 @@ def test_options_reach_the_method_in_both_spellings(model, tokenizer):
 
 def test_the_command_line_runs_data_parallel(model, tokenizer, tmp_path):
     samples = needle.TASKS["niah_single"].samples(tokenizer, length=700, n=4, chat=False)
-    write_task(tmp_path, samples)
+    write_needles(tmp_path, samples)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]

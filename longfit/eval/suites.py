@@ -1,10 +1,10 @@
 """The suites and their tasks by name."""
 
-import difflib
 import importlib
 from collections.abc import Mapping
 
 from longfit.errors import UnknownNameError
+from longfit.eval.names import nearest
 from longfit.eval.task import Task
 
 # suite -> (module, name of its mapping of tasks); a module is imported when its suite is asked for.
@@ -26,7 +26,7 @@ def tasks_of(suite: str) -> dict[str, Task]:
         UnknownNameError: there is no such suite.
     """
     if ":" not in suite and suite not in SUITES:
-        raise UnknownNameError(f"unknown suite {suite!r}{_nearest(suite, list(SUITES))}")
+        raise UnknownNameError(f"unknown suite {suite!r}{nearest(suite, SUITES)}")
     module, _, name = suite.partition(":") if ":" in suite else (SUITES[suite][0], "", SUITES[suite][1])
     try:
         return dict(getattr(importlib.import_module(module), name))
@@ -44,11 +44,5 @@ def get_task(suite: str, name: str) -> Task:
     """
     tasks = tasks_of(suite)
     if name not in tasks:
-        raise UnknownNameError(f"suite {suite} has no task {name!r}{_nearest(name, list(tasks))}")
+        raise UnknownNameError(f"suite {suite} has no task {name!r}{nearest(name, tasks)}")
     return tasks[name]
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{hint} There are {', '.join(known)}" if hint else f"; there are {', '.join(known)}"

@@ -12,7 +12,6 @@ Deviations from THUDM/LongBench:
 - The chat wrapper is the tokenizer's own template, not the original's hand-written ones.
 """
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from longfit.errors import InputError, UnknownNameError
 from longfit.eval.longbench import metrics, v2
 from longfit.eval.longbench.data import Row, load_rows, load_v2_rows
 from longfit.eval.longbench.prompts import MAX_NEW_TOKENS, Parts, fill, fill_v2, shorten
+from longfit.eval.names import nearest
 from longfit.eval.sample import Sample, make_prompt
 from longfit.eval.task import Task
 
@@ -51,7 +51,31 @@ E_NAMES = [
 ]
 
 
-class LongBenchTask(Task):
+class RowTask(Task):
+    """A task whose samples are the rows of its data, in their order. A subclass reads the rows and fills a prompt."""
+
+    def samples(
+        self,
+        tokenizer: Any,
+        *,
+        length: int,
+        n: int | None = None,
+        seed: int = 42,
+        data: str | Path | None = None,
+        chat: bool = True,
+    ) -> list[Sample]:
+        """The first `n` rows in file order, or all; `seed` changes nothing. Raises as `Task.samples`."""
+        rows = self.rows(data)[: _checked(n)]
+        return [self._sample(tokenizer, index, row, length, chat) for index, row in enumerate(rows)]
+
+    def rows(self, data: str | Path | None) -> list[Row]:
+        raise NotImplementedError
+
+    def _sample(self, tokenizer: Any, index: int, row: Row, length: int, chat: bool) -> Sample:
+        raise NotImplementedError
+
+
+class LongBenchTask(RowTask):
     """One v1 task, or with `suite` "longbench_e" its evenly distributed twin.
 
     `details` of a sample: `row_id`, `words` (the data's own length), `bucket` of LongBench-E, `language`,
@@ -65,19 +89,8 @@ class LongBenchTask(Task):
         self.base = self.name = base
         self.metric = METRICS[base].__name__
 
-    def samples(
-        self,
-        tokenizer: Any,
-        *,
-        length: int,
-        n: int | None = None,
-        seed: int = 42,
-        data: str | Path | None = None,
-        chat: bool = True,
-    ) -> list[Sample]:
-        """The first `n` rows in file order, or all; `seed` changes nothing. Raises as `Task.samples`."""
-        rows = load_rows(self.name, data)[: _checked(n)]
-        return [self._sample(tokenizer, index, row, length, chat) for index, row in enumerate(rows)]
+    def rows(self, data: str | Path | None) -> list[Row]:
+        return load_rows(self.name, data)
 
     def _sample(self, tokenizer: Any, index: int, row: Row, length: int, chat: bool) -> Sample:
         parts = shorten(tokenizer, fill(self.base, row), length)
@@ -114,7 +127,7 @@ class LongBenchETask(LongBenchTask):
         self.name = f"{base}_e"
 
 
-class LongBenchV2Task(Task):
+class LongBenchV2Task(RowTask):
     """LongBench v2's four-way questions, zero-shot. `details` of a sample: `row_id`, `domain`, `sub_domain`,
     `difficulty` (easy, hard), `length_category` (short, medium, long), `truncated`, `question_cut`,
     `question_before_context`.
@@ -125,19 +138,8 @@ class LongBenchV2Task(Task):
     metric = "accuracy"
     chance = v2.CHANCE
 
-    def samples(
-        self,
-        tokenizer: Any,
-        *,
-        length: int,
-        n: int | None = None,
-        seed: int = 42,
-        data: str | Path | None = None,
-        chat: bool = True,
-    ) -> list[Sample]:
-        """The first `n` rows in file order, or all; `seed` changes nothing. Raises as `Task.samples`."""
-        rows = load_v2_rows(data)[: _checked(n)]
-        return [self._sample(tokenizer, index, row, length, chat) for index, row in enumerate(rows)]
+    def rows(self, data: str | Path | None) -> list[Row]:
+        return load_v2_rows(data)
 
     def _sample(self, tokenizer: Any, index: int, row: Row, length: int, chat: bool) -> Sample:
         parts = shorten(tokenizer, fill_v2(row), length, halves_apart=False)
@@ -227,7 +229,5 @@ def _checked(n: int | None) -> int | None:
 
 def _known(task: str, names: list[str]) -> str:
     if task not in names:
-        near = difflib.get_close_matches(task, names, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}"
-        raise UnknownNameError(f"LongBench has no task {task!r}{hint}")
+        raise UnknownNameError(f"LongBench has no task {task!r}{nearest(task, names)}")
     return task

@@ -12,11 +12,7 @@ With the same seed, tokenizer, inputs and template the texts and references are 
   not count them.
 - With a data set of fewer questions than samples asked for there are fewer samples (the original loops for ever).
 
-lm-eval 0.4.13's port differs from both: its string_match_part is the share of the references found, not whether any
-is; cwe is zero-shot and only takes wonderwords; fwe does not subtract the answer from the length; vt's prefix says
-"assgined", its example keeps its value, and its sentences are joined by blanks; haystacks grow in steps of 500 words,
-25 lines or 10 documents, so prompts are shorter; keys and values come from the global random state; the essays are
-another copy and end where it ends; at small lengths niah and qa skip samples; vt, cwe, fwe and qa have other names.
+lm-eval 0.4.13's port differs from both: docs/evaluation.md says where.
 """
 
 from longfit.eval.ruler.tasks import TASKS, RulerTask, generate, score

@@ -2,9 +2,8 @@
 
 import random
 from collections.abc import Callable
-from typing import Any
 
-from longfit.eval.ruler.draft import Draft, Surroundings
+from longfit.eval.ruler.draft import Draft, RandomMaker, Surroundings
 
 HEAD = (
     "Below is a numbered list of words. In these words, some appear more often than others. "
@@ -16,7 +15,7 @@ COMMON = 10
 TRIED_WORDS = 4096
 
 
-class CommonWordsMaker:
+class CommonWordsMaker(RandomMaker):
     """Makes cwe's samples; a haystack's unit is a different word.
 
     Args:
@@ -29,21 +28,12 @@ class CommonWordsMaker:
     def __init__(
         self, around: Surroundings, length: int, seed: int, words: list[str], more_words: Callable[[], list[str]]
     ) -> None:
-        self.around, self.seed, self.words, self.more_words = around, seed, words, more_words
-        self.random = random.Random(seed)
+        super().__init__(around, seed)
+        self.words, self.more_words = words, more_words
         self.example, self.repeats = ((20, 3, 1), (6, 1)) if length < 4096 else ((40, 10, 3), (30, 3))
-
-    def state(self) -> Any:
-        return self.random.getstate()
-
-    def restore(self, state: Any) -> None:
-        self.random.setstate(state)
 
     def upper_bound(self, length: int) -> int:
         return int(length // (self.tried(TRIED_WORDS) / TRIED_WORDS)) * 2
-
-    def tried(self, units: int) -> int:
-        return self.around.tokens(self.draft(0, units))
 
     def draft(self, index: int, units: int) -> Draft:
         example, shown = self._list(*self.example)

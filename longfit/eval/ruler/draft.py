@@ -1,5 +1,6 @@
 """A sample in the making, and the search for the largest haystack that fits (the generators' common loop)."""
 
+import random
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,6 +88,30 @@ class Maker(Protocol):
         ...
 
     def restore(self, state: Any) -> None: ...
+
+
+class RandomMaker:
+    """What makers share that draw from one ``random`` and need no more of a draft than its number and size."""
+
+    step: int
+
+    def __init__(self, around: Surroundings, seed: int) -> None:
+        self.around, self.seed, self.random = around, seed, random.Random(seed)
+
+    def state(self) -> Any:
+        return self.random.getstate()
+
+    def restore(self, state: Any) -> None:
+        self.random.setstate(state)
+
+    def upper_bound(self, length: int) -> int:
+        return per_unit_bound(self.tried(self.step), self.step, length)
+
+    def tried(self, units: int) -> int:
+        return self.around.tokens(self.draft(0, units))
+
+    def draft(self, index: int, units: int) -> Draft:
+        raise NotImplementedError
 
 
 def largest(maker: Maker, length: int, answer_tokens: int) -> int:

@@ -5,9 +5,9 @@ import re
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from longfit.eval.ruler.draft import Draft, Surroundings, per_unit_bound
+from longfit.eval.ruler.draft import Draft, RandomMaker, Surroundings
 
 HEAD = (
     "Some special magic {kind} are hidden within the following text. Make sure to memorize it. "
@@ -33,7 +33,7 @@ class NiahArguments:
     asked: int = 1
 
 
-class NiahMaker:
+class NiahMaker(RandomMaker):
     """Makes one niah task's samples; a haystack's unit is a word (essay) or a sentence.
 
     Args:
@@ -52,22 +52,9 @@ class NiahMaker:
         essay: Sequence[str],
         sentences: Callable[[str], list[str]],
     ) -> None:
-        self.arguments, self.around, self.seed = arguments, around, seed
-        self.pairs, self.essay, self.sentences = pairs, list(essay), sentences
-        self.random = random.Random(seed)
+        super().__init__(around, seed)
+        self.arguments, self.pairs, self.essay, self.sentences = arguments, pairs, list(essay), sentences
         self.step = 500 if arguments.haystack == "essay" else 25 if length >= 4096 else 5
-
-    def state(self) -> Any:
-        return self.random.getstate()
-
-    def restore(self, state: Any) -> None:
-        self.random.setstate(state)
-
-    def upper_bound(self, length: int) -> int:
-        return per_unit_bound(self.tried(self.step), self.step, length)
-
-    def tried(self, units: int) -> int:
-        return self.around.tokens(self.draft(0, units))
 
     def draft(self, index: int, units: int) -> Draft:
         arguments = self.arguments

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from longfit.eval.ruler.draft import Draft, Surroundings, per_unit_bound
+from longfit.eval.ruler.draft import Draft, RandomMaker, Surroundings
 
 _ASK = "Answer the question based on the given documents. Only give me the answer and do not output any other words."
 HEAD = _ASK + "\n\nThe following are given documents.\n\n"
@@ -62,26 +62,14 @@ def _numbered(texts: Any) -> tuple[list[str], dict[str, int]]:
     return ordered, {text: i for i, text in enumerate(ordered)}
 
 
-class QaMaker:
+class QaMaker(RandomMaker):
     """Makes one qa task's samples; a haystack's unit is a document."""
 
     step = 10
 
     def __init__(self, around: Surroundings, seed: int, documents: Documents) -> None:
-        self.around, self.seed, self.documents = around, seed, documents
-        self.random = random.Random(seed)
-
-    def state(self) -> Any:
-        return self.random.getstate()
-
-    def restore(self, state: Any) -> None:
-        self.random.setstate(state)
-
-    def upper_bound(self, length: int) -> int:
-        return per_unit_bound(self.tried(self.step), self.step, length)
-
-    def tried(self, units: int) -> int:
-        return self.around.tokens(self.draft(0, units))
+        super().__init__(around, seed)
+        self.documents = documents
 
     def draft(self, index: int, units: int) -> Draft:
         question, texts = self.documents.questions[index], self.documents.texts

@@ -1,12 +1,12 @@
 """RULER's 13 tasks: samples of any length, and the official scores."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from longfit.errors import UnknownNameError
+from longfit.eval.names import nearest
 from longfit.eval.ruler import inputs
 from longfit.eval.ruler.common_words import CommonWordsMaker
 from longfit.eval.ruler.draft import Draft, Maker, Surroundings, drafts
@@ -123,9 +123,7 @@ TASKS: dict[str, Task] = {
 
 def _named(task: str) -> Task:
     if task not in TASKS:
-        near = difflib.get_close_matches(task, TASKS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UnknownNameError(f"RULER has no task {task!r}{hint} There are {', '.join(TASKS)}")
+        raise UnknownNameError(f"RULER has no task {task!r}{nearest(task, TASKS)}")
     return TASKS[task]
 
 
