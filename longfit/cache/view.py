@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from longfit.cache.products import dot_products
+
 QUERY_BLOCK = 64  # so that a block of scores stays in a core's cache
 
 
@@ -113,7 +115,8 @@ class View:
             visible = min(S, stored + stop)  # what comes after the block's last query is in its future
             packed = self.all_queries[:, :, start:stop].reshape(B, G, -1, D)
             normaliser = self.log_sum_exp[:, :, start:stop].reshape(B, G, -1, 1)
-            logits = torch.matmul(packed, self.keys[:, :, :visible].mT)
+            seen = self.keys[:, :, :visible]
+            logits = dot_products(packed, seen) if Q == 1 else torch.matmul(packed, seen.mT)
             # One pass for what would be three: scale, widen to fp32, normalise.
             weights = torch.add(normaliser.neg(), logits, alpha=self.scaling).view(B, G, H // G, stop - start, visible)
             own = torch.arange(min(stored + start, visible), visible, device=weights.device)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from longfit.attention.base import Scene
-from longfit.attention.partial import dot_products
 from longfit.attention.select import SelectingPatch
+from longfit.cache.products import dot_products
 
 
 @dataclass
