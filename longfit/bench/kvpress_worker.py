@@ -11,14 +11,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# name -> (press, press it wraps or None, attention it needs). Of the methods both projects have, finch is
-# absent: it wants a delimiter between context and question.
+WINDOW_TOKENS = 64  # of finch, where the prompt has no delimiter before its question
+
+# name -> (press, press it wraps or None, attention it needs)
 PRESSES: dict[str, tuple[str | None, str | None, str]] = {
     "none": (None, None, "sdpa"),
+    "random": ("RandomPress", None, "sdpa"),
     "knorm": ("KnormPress", None, "sdpa"),
     "keydiff": ("KeyDiffPress", None, "sdpa"),
     "lagkv": ("LagKVPress", None, "sdpa"),
     "streaming_llm": ("StreamingLLMPress", None, "sdpa"),
+    "streaming_llm_rerotated": ("KeyRerotationPress", "StreamingLLMPress", "sdpa"),
     "h2o": ("ObservedAttentionPress", None, "eager"),
     "tova": ("TOVAPress", None, "sdpa"),
     "snapkv": ("SnapKVPress", None, "sdpa"),
@@ -27,6 +30,7 @@ PRESSES: dict[str, tuple[str | None, str | None, str]] = {
     "adakv": ("AdaKVPress", "SnapKVPress", "sdpa"),
     "chunkkv": ("ChunkKVPress", "SnapKVPress", "sdpa"),
     "kvzip": ("KVzipPress", None, "sdpa"),
+    "finch": ("FinchPress", None, "sdpa"),
 }
 
 
@@ -45,8 +49,19 @@ def build_press(name: str, ratio: float, options: dict[str, Any]) -> Any:
     outer, inner, _ = PRESSES[name]
     if outer is None:
         return None
+    window = options.get("window_size", WINDOW_TOKENS)
+    if name == "finch":
+        options = {option: value for option, value in options.items() if option != "window_size"}
     scorer = getattr(kvpress, inner or outer)(compression_ratio=ratio, **options)
+    if name == "finch":
+        # It looks for a delimiter before the question; -1 is never met, so the last tokens stand in for one.
+        scorer.delimiter_token_id, scorer.window_size = -1, window
     return getattr(kvpress, outer)(scorer) if inner else scorer
+
+
+def renumbers(press: Any) -> bool:
+    """Whether kept keys are rotated to positions 0, 1, ..., so that what follows counts from there."""
+    return type(press).__name__ == "KeyRerotationPress" or getattr(press, "rerotate_keys", None) is True
 
 
 def masked_share(model: Any, tokens: int) -> float:

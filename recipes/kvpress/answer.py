@@ -1,14 +1,14 @@
 """kvpress' answers to given samples: `.venv-kvpress/bin/python recipes/kvpress/answer.py JOB.json`.
 
 Runs in kvpress' own environment (setup.sh) and does not import longfit. The job names a model folder, a press, a ratio
-and a file of samples (token ids of context and question, references, the longest answer); one JSON line per answer is
-appended to the job's output. As kvpress' own pipeline does, the context is compressed before the question is known and
-the question's positions continue after the whole context.
+and a file of samples (token ids of context and question, references, the longest answer); each answer is one JSON line
+on stdout, as soon as it is there. As kvpress' own pipeline does, the context is compressed before the question is
+known, and the question's positions continue after the whole context, or after the kept entries where the press numbers
+them anew.
 """
 
 import contextlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "longfit" / "bench"))
 import kvpress_worker
+import measure
 
 
 def settled(text: str, sample: dict[str, Any]) -> bool:
@@ -40,7 +41,8 @@ def answer(model: Any, tokenizer: Any, press: Any, sample: dict[str, Any]) -> di
     kept = sum(layer.keys.shape[2] for layer in cache.layers) / len(cache.layers)
     kept -= kvpress_worker.masked_share(model, tokens) * tokens
     size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    positions = torch.arange(tokens, tokens + question.shape[1])[None]
+    start = cache.get_seq_length() if kvpress_worker.renumbers(press) else tokens
+    positions = torch.arange(start, start + question.shape[1])[None]
     logits = model(question, past_key_values=cache, position_ids=positions, logits_to_keep=1).logits[0, -1]
     prefill = time.perf_counter() - started
     ends = model.generation_config.eos_token_id
@@ -60,24 +62,23 @@ def answer(model: Any, tokenizer: Any, press: Any, sample: dict[str, Any]) -> di
 
 
 def main(job_file: str) -> None:
+    measure.die_with_parent()
     job = json.loads(Path(job_file).read_text())
-    logging.disable_progress_bar()
-    torch.set_num_threads(job["threads"])
-    torch.manual_seed(0)
-    attention = kvpress_worker.PRESSES[job["press"]][2]
-    model = AutoModelForCausalLM.from_pretrained(
-        job["model_folder"], dtype=getattr(torch, job["dtype"]), attn_implementation=attention
-    ).eval()
-    tokenizer = AutoTokenizer.from_pretrained(job["model_folder"])
-    with open(job["output"], "a", encoding="utf-8") as log:
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        logging.disable_progress_bar()
+        torch.set_num_threads(job["threads"])
+        attention = kvpress_worker.PRESSES[job["press"]][2]
+        model = AutoModelForCausalLM.from_pretrained(
+            job["model_folder"], dtype=getattr(torch, job["dtype"]), attn_implementation=attention
+        ).eval()
+        tokenizer = AutoTokenizer.from_pretrained(job["model_folder"])
         for line in Path(job["samples"]).read_text().splitlines():
             sample = json.loads(line)
-            ratio = 1 - job["keep_ratio"]
-            press = kvpress_worker.build_press(job["press"], ratio, job["options"])
+            torch.manual_seed(0)  # a random press draws the same for a sample, whichever were answered before it
+            press = kvpress_worker.build_press(job["press"], 1 - job["keep_ratio"], job["options"])
             record = {"sample": sample["sample"]} | answer(model, tokenizer, press, sample)
-            log.write(json.dumps(record, ensure_ascii=False) + "\n")
-            log.flush()
-            os.fsync(log.fileno())
+            print(json.dumps(record, ensure_ascii=False), file=answers, flush=True)
 
 
 if __name__ == "__main__":
