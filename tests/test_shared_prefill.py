@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import longfit
+from longfit.compressors import get
 from longfit.eval.shared import recording
 from longfit.memory import Memory
 from tests.methods import METHODS
@@ -20,15 +21,32 @@ def test_recorded_equals_direct(name: str, family: str) -> None:
     question = torch.randint(3, 100, (1, 7))
     how = {"max_new_tokens": 6, "do_sample": False}
     wrapped = longfit.wrap(model, METHODS[name](), budget="40%", chunk_tokens=TOKENS, geometry=None)
-    expected = wrapped.generate(question, memory=wrapped.compress(ids), **how)
+    memory = wrapped.compress(ids)
+    held = memory.cache.nbytes
+    expected = wrapped.generate(question, memory=memory, **how)
     longfit.unwrap(model)
     with recording(model, ids, [make() for make in METHODS.values()]) as recorded:
         method = METHODS[name]()
         method.bind(model)
         cache = recorded.trimmed(method, 0.4)
+    assert cache.nbytes == held
     wrapped = longfit.wrap(model, method, budget="40%", chunk_tokens=TOKENS)
     memory = Memory(cache, TOKENS, wrapped._fingerprint())
     assert torch.equal(wrapped.generate(question, memory=memory, **how), expected)
+
+
+def test_a_head_with_a_store_of_its_own_has_the_state_of_its_own_queries() -> None:
+    model = tiny_model("llama")
+    ids = torch.randint(3, 100, (1, TOKENS))
+    method = get("adakv", scorer=get("expected_attention", future_tokens=16))
+    memory = longfit.wrap(model, method, budget="40%", chunk_tokens=TOKENS).compress(ids)
+    longfit.unwrap(model)
+    with recording(model, ids, [method, METHODS["h2o"]()]) as recorded:
+        cache = recorded.trimmed(method, 0.4)
+    assert cache.nbytes == memory.cache.nbytes
+    for ours, direct in zip(cache.bounded, memory.cache.bounded, strict=True):
+        for part, expected in zip(ours.parts, direct.parts, strict=True):
+            assert torch.equal(part.store.positions, expected.store.positions)
 
 
 @pytest.mark.parametrize("name", ["snapkv", "adakv", "finch", "tova", "h2o"])

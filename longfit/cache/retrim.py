@@ -99,4 +99,10 @@ def _narrow(part: Part, heads: slice, all_heads: int, layer: BoundedLayer) -> Pa
         store._scores[ANGLE] = store._positions.float()
     if SCORE in names and SCORE not in store._scores:
         store._scores[SCORE] = torch.full_like(store._positions, float("inf"), dtype=torch.float32)
-    return Part(part.rows, heads, 0, store, queries, part.query_positions, dict(part.state))
+    # Only the method's own: the recorded part has the state of all that were watching.
+    state = {name: part.state[name] for name in layer.method.state_names if name in part.state}
+    for name, t in state.items():
+        if t.dim() > 1:
+            group = t.shape[1] // all_heads
+            state[name] = t[:, heads.start * group : heads.stop * group]
+    return Part(part.rows, heads, 0, store, queries, part.query_positions, state)

@@ -33,6 +33,7 @@ class KVCompressor:
         ragged: heads keep different numbers of entries.
         geometry: "original" positions with holes, or "packed" ones, numbered anew.
         score_names: per-entry fp32 state that moves with the entries.
+        state_names: what `observe()` writes into `view.state`: tensors [B], or [B, H, ...] with the query heads second.
         phases: when the method itself scores.
     """
 
@@ -47,6 +48,7 @@ class KVCompressor:
     ragged: ClassVar[bool] = False
     geometry: ClassVar[str] = "original"
     score_names: ClassVar[tuple[str, ...]] = ()
+    state_names: ClassVar[tuple[str, ...]] = ()
     phases: ClassVar[tuple[str, ...]] = ("prefill", "decode")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -153,6 +155,7 @@ for _attribute in (
     "query_aware",
     "persists",
     "score_names",
+    "state_names",
     "window_tokens",
     "min_tokens",
     "entry_state_bytes",

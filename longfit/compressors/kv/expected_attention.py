@@ -33,6 +33,7 @@ class ExpectedAttention(KVCompressor):
     summary = "keeps what future queries are expected to attend to"
     needs_queries = True
     observes = True
+    state_names = ("count", "sum", "products")
 
     future_tokens: int = 512
     sink_tokens: int = 4
