@@ -259,6 +259,7 @@ def eval_(
     )
     result, text = evaluate(given, output)
     print(json.dumps(result) if as_json else text)
+    print(f"written: {output}", file=sys.stderr)
 
 
 @app.command()

@@ -215,6 +215,19 @@ def test_what_cannot_be_done_is_refused(model, tokenizer):
         fitted(model, tokenizer).loglikelihood([request("", "text")])
 
 
+def test_a_task_that_lm_eval_does_not_have_is_named(model, tokenizer):
+    with pytest.raises(UnknownNameError, match="no task nosuchtask; `lm-eval ls tasks`"):
+        run(["nosuchtask"], model, "knorm", "25%", tokenizer=tokenizer)
+
+
+def test_a_tokenizer_without_a_chat_template_is_given_plain_prompts(model, tokenizer, tmp_path):
+    samples = needle.TASKS["niah_single"].samples(tokenizer, length=700, n=1, chat=True)
+    write_needles(tmp_path, samples)
+    found = run(["ours"], model, "knorm", "25%", tokenizer=tokenizer, include_path=tmp_path, chat=True)
+    (told,) = found["samples"]["ours"]
+    assert told["arguments"][0][0] == samples[0].prompt.context + samples[0].prompt.question
+
+
 def test_options_reach_the_method_in_both_spellings(model, tokenizer):
     lm = fitted(model, tokenizer, compressor="snapkv", options='{"kernel_size": 3}', option_window=6)
     assert isinstance(lm.model, FitMixin)

@@ -107,7 +107,7 @@ def test_all_files_are_written_and_named(reported):
 def test_conditions_come_first_and_are_complete(reported):
     _, found = reported
     top = found.markdown.split("## tiny, 4,096 tokens")[0]
-    for said in ("tiny", "4,096", "20 samples", "42", "abc123", "question-agnostic, question-aware", "2.13.0"):
+    for said in ("tiny", "4,096", "20 of 20 samples", "42", "abc123", "question-agnostic, question-aware", "2.13.0"):
         assert said in top
 
 

@@ -170,7 +170,7 @@ def test_missing_and_broken_files_are_named(word_tokenizer, tmp_path, monkeypatc
     (tmp_path / "squad.json").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(DataError, match=r"squad.json is broken .*expected SQuAD 2.0"):
         ruler.generate("qa_1", word_tokenizer, data=tmp_path)
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(DataError, match=r"does not exist; give one with PaulGrahamEssays\.json"):
         ruler.generate("qa_1", word_tokenizer, data=tmp_path / "nowhere")
     monkeypatch.setattr(inputs, "WONDERWORDS", "0.0.1")
     with pytest.raises(DataError, match=r"pip install wonderwords==0.0.1"):

@@ -78,7 +78,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{str(file)!r} is damaged: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format", 1) if isinstance(config, dict) else None
-        raise InputError(f"{str(folder)!r} holds a run in format {found}, this longfit reads and writes {FORMAT}")
+        raise InputError(
+            f"{str(folder)!r} holds a run in format {found}, this longfit reads and writes {FORMAT}: give another "
+            "folder, or use the version of longfit that made it"
+        )
     return config
 
 

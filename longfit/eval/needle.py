@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longfit.errors import InputError
+from longfit.errors import DataError, InputError
 from longfit.eval.sample import Prompt, Sample, frame, in_template, tokens_of
 from longfit.eval.task import Task
 
@@ -60,7 +60,7 @@ class Haystack:
 def load_haystack(data: str | Path | None) -> Haystack:
     """The essays (or any ``.txt`` files) of a local data folder; RULER's noise sentences where it is None.
 
-    Raises InputError where the folder does not exist or holds no text.
+    Raises InputError where the folder does not exist or holds no text, DataError where the essays are broken.
     """
     if data is None:
         return Haystack(tuple(NOISE.split()), "\n", "noise")
@@ -69,13 +69,20 @@ def load_haystack(data: str | Path | None) -> Haystack:
         raise InputError(f"data folder {str(data)!r} does not exist; give a folder of .txt files, or no folder")
     for root in (folder / "ruler", folder):
         if (essays := root / "PaulGrahamEssays.json").is_file():
-            return _haystack(json.loads(essays.read_text(encoding="utf-8"))["text"], essays.name)
+            return _haystack(_essay_text(essays), essays.name)
         if files := sorted((root / "paul_graham_essays").glob("*.txt")):
             return _haystack(_join(files), "paul_graham_essays")
     files = sorted(folder.glob("*.txt")) or sorted(f for f in folder.rglob("*.txt") if "wonderwords" not in f.parts)
     if not files:
         raise InputError(f"data folder {str(data)!r} holds no text: expected .txt files or ruler/PaulGrahamEssays.json")
     return _haystack(_join(files), f"{len(files)} text files")
+
+
+def _essay_text(file: Path) -> str:
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["text"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{file} is broken ({error!r}); expected a JSON object {{"text": ...}}') from error
 
 
 def _join(files: Iterable[Path]) -> str:
@@ -187,7 +194,11 @@ class _Builder:
         room = budget_tokens - len(question_ids)
         low, high = 1, max(2, budget_tokens)
         if len(self._ids(self._context(low)[0])) > room:
-            raise InputError(f"{budget_tokens} tokens cannot hold {task}'s template and needles; raise the length")
+            least = len(self._ids(self._context(low)[0])) + len(question_ids) + MAX_NEW_TOKENS
+            raise InputError(
+                f"{task} does not fit into {budget_tokens + MAX_NEW_TOKENS} tokens: its template, needles and answer "
+                f"need {least}; raise the length"
+            )
         while high - low > 1:
             middle = (low + high) // 2
             if len(self._ids(self._context(middle)[0])) <= room:

@@ -78,7 +78,8 @@ class PerplexityTask(Task):
         opening = opening_tokens(tokenizer)
         if length < self.target_tokens + len(opening) + 2:
             raise InputError(
-                f"length={length} of {self.name} has to hold {self.target_tokens} target tokens and a context"
+                f"length={length} of {self.name} has to hold {self.target_tokens} target tokens and a context; give at "
+                f"least {self.minimum_length}"
             )
         found: list[Sample] = []
         for file, start, ids in _windows(self.source.files(data), tokenizer, length - len(opening), seed):

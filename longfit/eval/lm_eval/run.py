@@ -8,6 +8,9 @@ from typing import Any
 
 from lm_eval.api.registry import model_registry
 
+from longfit.errors import UnknownNameError
+from longfit.eval.sample import in_template
+
 
 def register() -> None:
     """Make lm-eval know the model ``longfit``. Again is harmless."""
@@ -36,10 +39,13 @@ def run(
         limit: of requests a task, as lm-eval takes it.
         metadata: for the tasks, as {"max_seq_lengths": [4096]}; RULER's also get the model's tokenizer from here.
         include_path: a folder with more tasks in YAML.
-        chat: use the tokenizer's chat template.
+        chat: use the tokenizer's chat template, where it has one.
 
     Returns:
         lm-eval's results; empty in all but the first of several processes.
+
+    Raises:
+        UnknownNameError: lm-eval has no such task.
     """
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -51,11 +57,13 @@ def run(
         lm.tokenizer.save_pretrained(folder)  # RULER's tasks load it by name, and a packaged model's is not on the hub
         known = {"tokenizer": folder, **(metadata or {})}
         manager = TaskManager(include_path=str(include_path) if include_path else None, metadata=known)
+        if unknown := [name for name in tasks if not name.endswith(".yaml") and not manager.match_tasks([name])]:
+            raise UnknownNameError(f"lm-eval has no task {', '.join(unknown)}; `lm-eval ls tasks` lists them")
         results = simple_evaluate(
             lm,
             tasks=list(tasks),
             limit=limit,
-            apply_chat_template=chat,
+            apply_chat_template=in_template(lm.tokenizer, chat),
             task_manager=manager,
             random_seed=seed,
             bootstrap_iters=0,

@@ -69,7 +69,9 @@ def shorten(tokenizer: Any, parts: Parts, length: int, *, halves_apart: bool = T
     """
     limit = length - RESERVED_TOKENS
     if limit < 2:
-        raise InputError(f"length {length} leaves no prompt: {RESERVED_TOKENS} tokens are reserved for the answer")
+        raise InputError(
+            f"length {length} leaves no prompt: {RESERVED_TOKENS} tokens are reserved for the answer; raise it"
+        )
     ids = tokenizer(parts.text)["input_ids"]
     if len(ids) <= limit:
         return parts

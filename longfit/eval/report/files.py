@@ -18,16 +18,16 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def write_rows(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
-    """``summary.json`` with the rows as they are, and ``summary.csv`` with nested values as JSON and None empty."""
+def write_rows(folder: Path, rows: Sequence[dict[str, Any]], name: str = "summary") -> list[Path]:
+    """``name``.json with the rows as they are, and ``name``.csv with nested values as JSON and None empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([_flat(row.get(column)) for column in columns] for row in rows)
     return [
-        write_atomically(folder / "summary.csv", text.getvalue()),
-        write_atomically(folder / "summary.json", json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n"),
+        write_atomically(folder / f"{name}.csv", text.getvalue()),
+        write_atomically(folder / f"{name}.json", json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n"),
     ]
 
 

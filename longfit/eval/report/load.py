@@ -100,18 +100,20 @@ def conditions(run: Run) -> tuple[tuple[str, str], ...]:
     config = run.config
     counts = sorted({row["n"] for row in run.rows if row["task"] != "mean"})
     n = "-".join(f"{count}" for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "0"
-    asked = f" of {config['n']} asked" if "n" in config else ""
+    asked = f" of {config['n']}" if "n" in config else ""
     aware = sorted({row["awareness"] for row in run.rows if row["method"] not in ("full", "no_context", "truncate")})
     items = [
         ("model", _joined(row["model"] for row in run.rows)),
         ("lengths", _joined(f"{row['length']:,}" for row in run.rows) + " tokens"),
-        ("n", f"{n} samples finished a cell and task{asked}"),
+        ("n", f"{n}{asked} samples finished in each cell and task"),
         ("question", ", ".join(f"question-{mode}" for mode in aware)),
     ]
     items += [(name, text(config[name])) for name in ("suite", "dtype", "seed", "decoding", "chat") if name in config]
     # Hashes stand at the top of the config, or by model and length.
     for place, found in [("", config), *(config.get("conditions") or {}).items()]:
         named = {key: found[key] for key in found if key.endswith("sha256") or (place and key == "dtype")}
+        if place and named.get("chat_template_sha256", "") is None:
+            named["chat_template_sha256"] = "none: the tokenizer has no chat template, prompts are plain text"
         items += [(key.replace("_", " ") + (f" ({place})" if place else ""), text(named[key])) for key in named]
     return tuple((name, value) for name, value in [*items, *run.environment.items()] if value)
 

@@ -22,6 +22,11 @@ URLS = {
 TIMEOUT_SECONDS = 60
 
 
+def source_of(name: str) -> str:
+    """Where the input file ``name`` is published."""
+    return URLS.get(name, f"the dataset {ESSAYS_DATASET} of the Hugging Face Hub")
+
+
 def downloaded(name: str, shape: str) -> Path:
     """The input file ``name`` in the cache folder, fetched on the first call; it appears in one rename.
 
@@ -35,14 +40,13 @@ def downloaded(name: str, shape: str) -> Path:
     file = folder / name
     if file.is_file():
         return file
-    source = URLS.get(name, f"the dataset {ESSAYS_DATASET} of the Hugging Face Hub")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         fetch: Callable[[], bytes] = (lambda: _fetched(URLS[name])) if name in URLS else _essays
         _write(file, fetch())
     except (OSError, ValueError, ImportError, urllib.error.URLError) as error:
         raise DataError(
-            f"cannot download {name} from {source}: {error}. Put the file ({shape}) into {folder}, or give a "
+            f"cannot download {name} from {source_of(name)}: {error}. Put the file ({shape}) into {folder}, or give a "
             f"data folder that has it as ruler/{name} or {name}"
         ) from error
     return file

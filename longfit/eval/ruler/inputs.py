@@ -9,8 +9,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from longfit.errors import DataError, InputError
-from longfit.eval.ruler.downloads import downloaded
+from longfit.errors import DataError
+from longfit.eval.ruler.downloads import downloaded, source_of
 from longfit.eval.ruler.niah import essay_words
 from longfit.eval.ruler.qa import Documents, hotpotqa, squad
 from longfit.eval.ruler.words import Pairs, WordLists
@@ -50,7 +50,10 @@ def _parsed(name: str, data: str | Path | None, parse: Callable[[Any], Any]) -> 
     try:
         return parse(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file} is broken ({type(error).__name__}: {error}); expected {SHAPES[name]}") from error
+        raise DataError(
+            f"{file} is broken ({type(error).__name__}: {error}); expected {SHAPES[name]}: fetch it anew from "
+            f"{source_of(name)}"
+        ) from error
 
 
 def _file(name: str, data: str | Path | None) -> Path:
@@ -60,15 +63,17 @@ def _file(name: str, data: str | Path | None) -> Path:
         if (file := root / name).is_file():
             return file
     raise DataError(
-        f"data folder {str(data)!r} has neither ruler/{name} nor {name} ({SHAPES[name]}); put it there, or give no "
-        "data folder to download it"
+        f"data folder {str(data)!r} has neither ruler/{name} nor {name} ({SHAPES[name]}): put it there from "
+        f"{source_of(name)}, or give no data folder to download it"
     )
 
 
 def _roots(data: str | Path) -> tuple[Path, Path]:
     folder = Path(data)
     if not folder.is_dir():
-        raise InputError(f"data folder {str(data)!r} does not exist")
+        raise DataError(
+            f"data folder {str(data)!r} does not exist; give one with {', '.join(SHAPES)}, or none to download them"
+        )
     return folder / "ruler", folder
 
 
