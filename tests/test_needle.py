@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from longfit.errors import InputError, UnknownNameError
+from longfit.errors import DataError, InputError, UnknownNameError
 from longfit.eval import needle
 from longfit.eval.intervals import bootstrap_mean, mean_interval, paired_difference, stratified_mean, wilson
 from longfit.eval.suites import get_task
@@ -115,6 +115,10 @@ def test_plain_text_files_do_too_and_an_empty_folder_is_refused(tokenizer, tmp_p
         needle.load_haystack(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         needle.load_haystack(tmp_path / "nowhere")
+    (tmp_path / "PaulGrahamEssays.json").write_text("<html>")
+    with pytest.raises(DataError, match=r"PaulGrahamEssays\.json is broken"):
+        needle.load_haystack(tmp_path)
+    (tmp_path / "PaulGrahamEssays.json").unlink()
     (tmp_path / "book.txt").write_text("Once upon a time.")
     assert needle.load_haystack(tmp_path).words == ("Once", "upon", "a", "time.")
 
