@@ -66,11 +66,19 @@ def main() -> None:
                 by_task = all_samples(recipe, recipe.task_names(), length, reader.tokenizer, given.data)
                 check_conditions(recipe, reader, given.output, f"{model}@{length}", by_task)
                 samples = [s for group in by_task.values() for s in group[: given.limit]]
-                for press in presses:
-                    for ratio in map(float, given.keep_ratios.split(",")):
-                        cell = Cell(f"kvpress:{press}", f"{100 * ratio:g}%")
-                        place = {"model": model, "length": length}
-                        run_cell(recipe, reader, cell, place, samples, given.output, python, folder)
+                cells = [
+                    Cell(f"kvpress:{press}", f"{100 * float(ratio):g}%")
+                    for press in presses
+                    for ratio in given.keep_ratios.split(",")
+                ]
+                place = {"model": model, "length": length}
+                for attention in sorted({PRESSES[press][2] for press in presses}, reverse=True):
+                    mine = [cell for cell in cells if PRESSES[press_of(cell)][2] == attention]
+                    run_cells(recipe, reader, mine, place, samples, given.output, python, folder, attention)
+
+
+def press_of(cell: Cell) -> str:
+    return cell.method.partition(":")[2]
 
 
 def check_conditions(recipe: Recipe, reader: Any, output: Path, place: str, by_task: dict[str, list[Sample]]) -> None:
@@ -86,48 +94,52 @@ def check_conditions(recipe: Recipe, reader: Any, output: Path, place: str, by_t
         records.write_atomically(output / "config.yaml", yaml.safe_dump(grown, sort_keys=False, allow_unicode=True))
 
 
-def run_cell(
+def run_cells(
     recipe: Recipe,
     reader: Any,
-    cell: Cell,
+    cells: list[Cell],
     place: dict[str, Any],
     samples: list[Sample],
     output: Path,
     python: Path,
     model_folder: str,
+    attention: str,
 ) -> None:
-    """The missing samples of one cell, in one process of kvpress' environment."""
+    """The missing answers, sample by sample, in one process of kvpress' environment."""
     log_file = output / "samples-kvpress.jsonl"
     records.repair(log_file)
     done = {records.key_of(r) for r in records.read_records(output)}
-    todo = [s for s in samples if (place["model"], place["length"], cell.cell_id, s.sample_id) not in done]
-    if not todo:
+    mark = (place["model"], place["length"])
+    todo = {s.sample_id: [c for c in cells if (*mark, c.cell_id, s.sample_id) not in done] for s in samples}
+    count = sum(map(len, todo.values()))
+    if not count:
         return
+    by_id, by_cell = {s.sample_id: s for s in samples}, {(press_of(c), c.keep_ratio): c for c in cells}
     with tempfile.TemporaryDirectory() as scratch:
-        files = {name: str(Path(scratch) / name) for name in ("samples", "job")}
-        Path(files["samples"]).write_text("".join(json.dumps(_plain(recipe, s)) + "\n" for s in todo))
         job = {
             "model_folder": model_folder,
-            "press": cell.method.partition(":")[2],
-            "keep_ratio": cell.keep_ratio,
-            "options": {},
             "dtype": str(reader.model.dtype).removeprefix("torch."),
+            "attention": attention,
             "threads": recipe.threads or 1,
-            "samples": files["samples"],
+            "samples": str(Path(scratch) / "samples"),
         }
-        Path(files["job"]).write_text(json.dumps(job))
-        print(f"{cell.cell_id}: {len(todo)} samples", file=sys.stderr, flush=True)
-        by_id = {s.sample_id: s for s in todo}
-        answering = subprocess.Popen([str(python), str(ANSWER), files["job"]], stdout=subprocess.PIPE, text=True)
+        lines = [json.dumps(_plain(recipe, by_id[name], missing)) for name, missing in todo.items() if missing]
+        Path(job["samples"]).write_text("\n".join(lines))
+        (Path(scratch) / "job").write_text(json.dumps(job))
+        print(f"{place['model']}@{place['length']}: {count} answers", file=sys.stderr, flush=True)
+        command = [str(python), str(ANSWER), str(Path(scratch) / "job")]
+        answering = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         with answering, log_file.open("a", encoding="utf-8") as log:
             assert answering.stdout is not None
             for line in map(json.loads, answering.stdout):
-                records.append(log, place | _scored(recipe, reader, cell, by_id.pop(line["sample"]), line))
-        if answering.returncode:
-            raise SystemExit(f"{cell.cell_id} failed, {len(by_id)} of {len(todo)} samples are left")
+                sample, cell = by_id[line["sample"]], by_cell[tuple(line["cell"])]
+                records.append(log, place | _scored(recipe, reader, cell, sample, line))
+                count -= 1
+        if answering.returncode or count:
+            raise SystemExit(f"kvpress ended with status {answering.returncode}, {count} answers are left")
 
 
-def _plain(recipe: Recipe, sample: Sample) -> dict[str, Any]:
+def _plain(recipe: Recipe, sample: Sample, cells: list[Cell]) -> dict[str, Any]:
     return {
         "sample": sample.sample_id,
         "context_ids": sample.context_ids,
@@ -135,6 +147,7 @@ def _plain(recipe: Recipe, sample: Sample) -> dict[str, Any]:
         "answers": sample.answers,
         "metric": get_task(recipe.suite, sample.task).metric,
         "max_new_tokens": recipe.max_new_tokens or sample.max_new_tokens,
+        "cells": [(press_of(cell), cell.keep_ratio) for cell in cells],
     }
 
 
