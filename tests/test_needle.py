@@ -3,6 +3,7 @@
 import json
 import random
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -147,6 +148,18 @@ def test_wilson_agrees_with_published_values():
     assert wilson(20, 20)[1] == 1.0 and wilson(0, 0) == (0.0, 1.0)
     with pytest.raises(InputError):
         wilson(3, 2)
+
+
+def test_intervals_of_few_samples_a_task_cover() -> None:
+    """Twelve tasks of two samples each: drawing two of two would cover 80 % where 95 are claimed."""
+    rng = np.random.default_rng(0)
+    rates = np.linspace(0.2, 0.8, 12)
+    inside = 0
+    for _ in range(200):
+        drawn = {str(task): list((rng.random(2) < rate).astype(float)) for task, rate in enumerate(rates)}
+        _, low, high = stratified_mean(drawn, draws=400)
+        inside += low - 1e-9 <= rates.mean() <= high + 1e-9
+    assert inside >= 180
 
 
 def test_an_interval_fits_its_scores():

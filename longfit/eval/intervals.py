@@ -30,12 +30,15 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
 def bootstrap_mean(
     values: Sequence[float], level: float = 0.95, draws: int = 2000, seed: int = 42
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of ``values``, deterministic by ``seed``."""
+    """Percentile bootstrap interval of the mean of ``values``, deterministic by ``seed``.
+
+    Draws are of n - 1 of the n values, as in `stratified_mean`.
+    """
     data = np.asarray(values, dtype=np.float64)
     if data.size == 0:
         raise InputError("a bootstrap needs at least one value")
     rng = np.random.default_rng(seed)
-    means = data[rng.integers(0, data.size, size=(draws, data.size))].mean(axis=1)
+    means = data[rng.integers(0, data.size, size=(draws, max(1, data.size - 1)))].mean(axis=1)
     low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
 
@@ -61,17 +64,23 @@ def stratified_mean(
 ) -> tuple[float, float, float]:
     """Mean of the strata's means, each weighing alike, with its interval: (mean, low, high).
 
-    The percentile bootstrap draws within each stratum (RULER's score is a mean over tasks, of which none is a sample).
+    The percentile bootstrap draws within each stratum (RULER's score is a mean over tasks, of which none is a sample),
+    n - 1 of its n values at a time: with n of them the spread of a stratum's mean would come out (n - 1) / n of what it
+    is (Rao & Wu 1988), half with two samples a task. Where a stratum has one value its spread is not known, and all
+    values are drawn from as one sample, which is too wide rather than too narrow.
     """
     if not strata or not all(strata.values()):
         raise InputError("a stratified mean needs at least one value in every stratum")
+    mean = sum(sum(values) / len(values) for values in strata.values()) / len(strata)
+    if min(map(len, strata.values())) == 1:
+        low, high = bootstrap_mean([value for values in strata.values() for value in values], level, draws, seed)
+        return float(mean), min(low, mean), max(high, mean)
     rng = np.random.default_rng(seed)
     total = np.zeros(draws)
     for values in strata.values():
         data = np.asarray(values, dtype=np.float64)
-        total += data[rng.integers(0, data.size, size=(draws, data.size))].mean(axis=1)
+        total += data[rng.integers(0, data.size, size=(draws, data.size - 1))].mean(axis=1)
     low, high = np.quantile(total / len(strata), [0.5 - level / 2, 0.5 + level / 2])
-    mean = sum(sum(values) / len(values) for values in strata.values()) / len(strata)
     return float(mean), float(low), float(high)
 
 
