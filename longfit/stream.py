@@ -94,6 +94,7 @@ class Stream:
                 probe_tokens=0 if last else question,
                 question_tokens=question,
                 hold=cache.method.replays and phase == "prefill",
+                ids=part if name == "input_ids" else None,
             )
             call = {**arguments, name: part, "position_ids": positions.to(part.device)}
             logits = None
@@ -132,6 +133,7 @@ class Stream:
             probe_tokens=n,
             replayed_tokens=C,
             trailing=padding,
+            ids=repeated if name == "input_ids" else None,
         )
         call = {**arguments, name: repeated, "position_ids": positions.to(chunk.device)}
         self.decoder(**self._with_cache(call, repeated))

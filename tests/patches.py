@@ -6,12 +6,24 @@
 from longfit.attention import AttentionPatch, get
 
 WIDE = {
+    "etc": {"window_tokens": 256, "segment_tokens": 16},
+    "lm_infinite": {"window_tokens": 256},
+    "longformer": {"window_tokens": 256, "global_ids": (7, 11)},
+    "longnet": {"segment_tokens": 256, "branches": 1},
     "sliding_window": {"window_tokens": 256},
+    "swan": {"window_tokens": 256, "global_every": 0},
     "topk": {"top_tokens": 256, "dense_layers": 0},
+    "zebra": {"window_tokens": 256},
 }
 NARROW = {
+    "etc": {"window_tokens": 9, "segment_tokens": 14},
+    "lm_infinite": {"window_tokens": 11, "global_tokens": 3, "distance_limit": 15},
+    "longformer": {"window_tokens": 9, "global_positions": (0, 1), "scored_tokens": 4},
+    "longnet": {"segment_tokens": 6, "growth": 2, "branches": 3, "sink_tokens": 2},
     "sliding_window": {"window_tokens": 11, "sink_tokens": 3},
+    "swan": {"window_tokens": 11, "global_every": 2, "trained_tokens": 30},
     "topk": {"top_tokens": 7, "dense_layers": 0},
+    "zebra": {"window_tokens": 11, "global_every": 2},
 }
 
 

@@ -40,6 +40,8 @@ class Scene:
         phase: "prefill" or "decode".
         layer, layers: place of this layer among all layers of the model, and their number.
         rotate: moves vectors [B, N, S, D] by [B, N, S] rotary positions; None for models without RoPE.
+        ids: [B, Q] the new tokens' ids; None where the model was given embeddings.
+        probe_tokens: how many of the new tokens, at the end, attend but are never stored.
         read_bytes: bytes of stored keys, values and indexes that the patch read; it counts them itself.
     """
 
@@ -57,6 +59,8 @@ class Scene:
     layer: int
     layers: int
     rotate: Callable[[Tensor, Tensor], Tensor] | None = None
+    ids: Tensor | None = None
+    probe_tokens: int = 0
     read_bytes: int = field(default=0)
 
     @property
@@ -129,6 +133,12 @@ class AttentionPatch:
     def reachable(self, positions: Tensor, seen: int, layer: int, layers: int) -> Tensor | None:
         """Which entries at `positions` [B, G, S] a query at position `seen` or later may attend to; None: all."""
         return None
+
+    def still_reachable(
+        self, positions: Tensor, seen: int, layer: int, layers: int, state: dict[str, Tensor]
+    ) -> Tensor | None:
+        """The same for a patch whose choice is not by position alone: `state` is what it wrote to `part.state`."""
+        return self.reachable(positions, seen, layer, layers)
 
     def bind(self, model: Any) -> None:
         """Called once when a model is wrapped, for what the patch needs of it or cannot work with.

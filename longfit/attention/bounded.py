@@ -124,6 +124,8 @@ def attend_bounded(
                 layer=layer.depth[0],
                 layers=layer.depth[1],
                 rotate=None if layer.rotary is None else layer.rotary.rotate,
+                ids=None if step.ids is None else step.ids[part.rows, span],
+                probe_tokens=step.probe_tokens,
             )
             attended, lse = scene.full() if patch is None else patch.attend(scene)
             if step.phase == "decode":

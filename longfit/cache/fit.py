@@ -136,7 +136,8 @@ class FitCache(Cache):
             layer.make_room()
 
     def end(self) -> None:
-        """After a forward: in the packed geometry, the next token's rotary position moves on."""
+        """After a forward: its token ids go; in the packed geometry, the next token's rotary position moves on."""
+        self.step.ids = None
         if self.ledger.packed:
             stored = self.columns - self.step.probe_tokens
             self.ledger.base = [
@@ -187,8 +188,10 @@ class FitCache(Cache):
             stores = [p.store for p in parts if p.store is not None]
             scores = [oldest_first(s.scores[SCORE], s.positions) for s in stores]
             owners = [layer for layer in self.bounded for p in layer.parts if any(p is part for part in parts)]
-            for layer, store, given in zip(owners, stores, scores, strict=True):
-                if (dead := layer.unreachable(store.positions, layer.seen - padding)) is not None:
+            for layer, part, given in zip(owners, parts, scores, strict=True):
+                assert part.store is not None
+                dead = layer.unreachable(part.store.positions, layer.seen - padding, part.state)
+                if dead is not None:
                     given.masked_fill_(dead, float("-inf"))
             chosen = self.method.select_together(scores, limit - reserve * len(parts))
             for part, store, indices in zip(parts, stores, chosen, strict=True):

@@ -342,11 +342,14 @@ class BoundedLayer(CacheLayerMixin):
             part.store = candidate.selected(indices, indices.shape[-1] + reserve)
         self.dropped += sum(c.n for c in candidates) - n_keep * len(row)
 
-    def unreachable(self, positions: Tensor, seen: int) -> Tensor | None:
-        """Which of the candidates at `positions` [B, G, S] no later query may attend to, if any."""
+    def unreachable(self, positions: Tensor, seen: int, state: dict[str, Tensor]) -> Tensor | None:
+        """Which of the candidates at `positions` [B, G, S] no later query may attend to, if any.
+
+        `state` is that of their part.
+        """
         if self.patch is None:
             return None
-        reachable = self.patch.reachable(positions, seen, *self.depth)
+        reachable = self.patch.still_reachable(positions, seen, *self.depth, state)
         return None if reachable is None else ~reachable
 
     def _by_row(self) -> list[list[Part]]:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 
 @dataclass
 class Step:
@@ -18,6 +20,7 @@ class Step:
         question_tokens: tokens at the end of this forward whose queries score, stored or not; 0 if unknown.
         hold: store the chunk untrimmed; the whole cache is trimmed together afterwards.
         replayed_tokens: size of the chunk that this forward's probes replay; 0 when they do not.
+        ids: [B, columns] token ids of this forward, padding included; None where embeddings came in.
     """
 
     phase: str = "prefill"
@@ -28,6 +31,7 @@ class Step:
     question_tokens: int = 0
     hold: bool = False
     replayed_tokens: int = 0
+    ids: Tensor | None = None
 
     def span(self, row: int, columns: int) -> slice:
         """The columns of this forward that are tokens of `row`."""

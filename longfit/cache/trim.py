@@ -48,13 +48,13 @@ def trim(
     candidates: list[Store],
     views: list[View],
     n_keep: int,
-    unreachable: Callable[[Tensor, int], Tensor | None] = lambda positions, seen: None,
+    unreachable: Callable[[Tensor, int, dict[str, Tensor]], Tensor | None] = lambda positions, seen, state: None,
 ) -> list[Tensor]:
     """Ascending indices [B, G, N] of the entries to keep in each part of a row, n_keep a head on average.
 
     Args:
-        unreachable: which entries, from positions [B, G, S] and the tokens seen, no later query attends to: they go
-            first.
+        unreachable: which entries, from positions [B, G, S], the tokens seen and the part's state, no later query
+            attends to: they go first.
 
     Raises:
         ScoreError: the method's choice is not exactly as large as asked.
@@ -63,7 +63,7 @@ def trim(
         oldest_first(given, c.positions) for given, c in zip(score(method, candidates, views), candidates, strict=True)
     ]
     for view, given in zip(views, scores, strict=True):
-        if (dead := unreachable(view.positions, view.seen)) is not None:
+        if (dead := unreachable(view.positions, view.seen, view.state)) is not None:
             given.masked_fill_(dead, float("-inf"))
         if view.protected:
             given[..., -view.protected :] = float("inf")
