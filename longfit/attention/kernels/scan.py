@@ -7,8 +7,9 @@ Any function of a 2-bit code is a constant plus weights on three bits, the low o
 so that a score, a sum of such functions over the head's D channels, is a constant and a few matrix products of 8-bit
 weights with bits, which tensor cores do exactly. The Manhattan distance has weights from -3 to 3, one row a query
 head. A query in full precision becomes three digits to the base 128, 21 bits below its largest weight, four rows a
-query head (the fourth stays 0). What is left to the ordinary units is to cut bits out of bytes, and on a GPU that
-works on four bytes at a time.
+query head (the fourth stays 0). What is left to the ordinary units is to cut bits out of bytes; on a GPU that works on
+four bytes at a time, and bits are left at a place above the lowest where the weights can make up for it, which saves
+shifts.
 """
 
 import torch
@@ -46,7 +47,8 @@ def _launch(
     # Two programs a multiprocessor: the weights are made once a program, the codes stream past them.
     splits = max(1, min(triton.cdiv(S, BLOCK), triton.cdiv(2 * multiprocessors(codes.device), B * G)))
     l0, l1, l2, l3 = levels
-    steps = l1 - l0, l2 - l0, l3 - l2 - l1 + l0
+    # The high bit is left one place up, where it counts twice.
+    steps = l1 - l0, (l2 - l0) / 2, l3 - l2 - l1 + l0
     _scan[B * G, splits](
         queries,
         codes,
@@ -102,6 +104,9 @@ def _scan(
     pair, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     DIGITS: tl.constexpr = 1 if EXACT_CODES else 4
     HEADS: tl.constexpr = ROWS // DIGITS
+    # Where the low bit of a byte's even and odd codes is left.
+    LOW_0: tl.constexpr = 0
+    LOW_1: tl.constexpr = 2 if EXACT_CODES else 0
     row = tl.arange(0, ROWS)
     head, digit = row // DIGITS, row % DIGITS
     byte = tl.arange(0, W_PAD)
@@ -109,13 +114,13 @@ def _scan(
 
     # The weights [ROWS, W_PAD] of each of a byte's four codes, and what does not depend on the keys.
     if EXACT_CODES:
-        scale = tl.full((ROWS,), 1.0, tl.float32)
+        scale = tl.full((ROWS,), 0.125, tl.float32)
         packed = tl.load(queries + (pair * R + head[:, None]) * W + byte[None, :], there, other=0).to(tl.int32)
         constant = tl.zeros((ROWS,), tl.int32)
-        low_0, high_0, both_0, constant = _distance_weights(packed, there, constant, 0)
-        low_1, high_1, both_1, constant = _distance_weights(packed, there, constant, 2)
-        low_2, high_2, both_2, constant = _distance_weights(packed, there, constant, 4)
-        low_3, high_3, both_3, constant = _distance_weights(packed, there, constant, 6)
+        low_0, high_0, both_0, constant = _distance_weights(packed, there, constant, 0, 0)
+        low_1, high_1, both_1, constant = _distance_weights(packed, there, constant, 2, 2)
+        low_2, high_2, both_2, constant = _distance_weights(packed, there, constant, 4, 0)
+        low_3, high_3, both_3, constant = _distance_weights(packed, there, constant, 6, 2)
         offset = constant.to(tl.float32)
     else:
         start = queries + (pair * R + head[:, None]) * (4 * W) + 4 * byte[None, :]
@@ -148,19 +153,19 @@ def _scan(
         else:
             x = tl.load(at, inside[None, :] & (byte < W)[:, None], other=0)
         total = tl.zeros((ROWS, BLOCK), tl.int32)
-        total = tl.dot(low_0, _bits(x, 0, NATIVE), total, out_dtype=tl.int32)
-        total = tl.dot(low_1, _bits(x, 2, NATIVE), total, out_dtype=tl.int32)
-        total = tl.dot(low_2, _bits(x, 4, NATIVE), total, out_dtype=tl.int32)
-        total = tl.dot(low_3, _bits(x, 6, NATIVE), total, out_dtype=tl.int32)
-        total = tl.dot(high_0, _bits(x, 1, NATIVE), total, out_dtype=tl.int32)
-        total = tl.dot(high_1, _bits(x, 3, NATIVE), total, out_dtype=tl.int32)
-        total = tl.dot(high_2, _bits(x, 5, NATIVE), total, out_dtype=tl.int32)
-        total = tl.dot(high_3, _bits(x, 7, NATIVE), total, out_dtype=tl.int32)
+        total = tl.dot(low_0, _bit(x, 0, LOW_0, NATIVE), total, out_dtype=tl.int32)
+        total = tl.dot(low_1, _bit(x, 2, LOW_1, NATIVE), total, out_dtype=tl.int32)
+        total = tl.dot(low_2, _bit(x, 4, LOW_0, NATIVE), total, out_dtype=tl.int32)
+        total = tl.dot(low_3, _bit(x, 6, LOW_1, NATIVE), total, out_dtype=tl.int32)
+        total = tl.dot(high_0, _bit(x, 1, LOW_0 + 1, NATIVE), total, out_dtype=tl.int32)
+        total = tl.dot(high_1, _bit(x, 3, LOW_1 + 1, NATIVE), total, out_dtype=tl.int32)
+        total = tl.dot(high_2, _bit(x, 5, LOW_0 + 1, NATIVE), total, out_dtype=tl.int32)
+        total = tl.dot(high_3, _bit(x, 7, LOW_1 + 1, NATIVE), total, out_dtype=tl.int32)
         if BOTH:
-            total = tl.dot(both_0, _both_bits(x, 0, NATIVE), total, out_dtype=tl.int32)
-            total = tl.dot(both_1, _both_bits(x, 2, NATIVE), total, out_dtype=tl.int32)
-            total = tl.dot(both_2, _both_bits(x, 4, NATIVE), total, out_dtype=tl.int32)
-            total = tl.dot(both_3, _both_bits(x, 6, NATIVE), total, out_dtype=tl.int32)
+            total = tl.dot(both_0, _both_bits(x, 0, LOW_0, NATIVE), total, out_dtype=tl.int32)
+            total = tl.dot(both_1, _both_bits(x, 2, LOW_1, NATIVE), total, out_dtype=tl.int32)
+            total = tl.dot(both_2, _both_bits(x, 4, LOW_0, NATIVE), total, out_dtype=tl.int32)
+            total = tl.dot(both_3, _both_bits(x, 6, LOW_1, NATIVE), total, out_dtype=tl.int32)
         result = total.to(tl.float32) * scale[:, None] + offset[:, None]
         # [ROWS, BLOCK] -> [HEADS, BLOCK]
         result = tl.sum(tl.reshape(result, (HEADS, DIGITS, BLOCK)), 1)
@@ -168,16 +173,19 @@ def _scan(
 
 
 @triton.jit
-def _distance_weights(packed, there, constant, SHIFT: tl.constexpr):
-    """Weights of minus |own code - code| on the bits of `code`, for the codes at SHIFT of the query's bytes."""
+def _distance_weights(packed, there, constant, SHIFT: tl.constexpr, PLACE: tl.constexpr):
+    """Weights of minus |own code - code| on the bits of `code`, for the codes at SHIFT of the query's bytes.
+
+    Eight times the weights, for the low bit at PLACE and the high one above it.
+    """
     own = (packed >> SHIFT) & 3
     at_0 = -own
     at_1 = -tl.abs(own - 1)
     at_2 = -tl.abs(own - 2)
     at_3 = own - 3
-    low = tl.where(there, at_1 - at_0, 0).to(tl.int8)
-    high = tl.where(there, at_2 - at_0, 0).to(tl.int8)
-    both = tl.where(there, at_3 - at_2 - at_1 + at_0, 0).to(tl.int8)
+    low = tl.where(there, (at_1 - at_0) * (8 >> PLACE), 0).to(tl.int8)
+    high = tl.where(there, (at_2 - at_0) * (4 >> PLACE), 0).to(tl.int8)
+    both = tl.where(there, (at_3 - at_2 - at_1 + at_0) * (8 >> PLACE), 0).to(tl.int8)
     return low, high, both, constant + tl.sum(tl.where(there, at_0, 0), 1)
 
 
@@ -204,11 +212,13 @@ def _digit(x, digit):
 
 
 @triton.jit
-def _bits(x, SHIFT: tl.constexpr, NATIVE: tl.constexpr):
-    """Bit SHIFT of every byte, as int8."""
+def _bit(x, BIT: tl.constexpr, PLACE: tl.constexpr, NATIVE: tl.constexpr):
+    """One bit of every byte, moved down to PLACE, as int8."""
+    DOWN: tl.constexpr = BIT - PLACE
+    MASK: tl.constexpr = 0x01010101 << PLACE
     if NATIVE:
         return tl.inline_asm_elementwise(
-            f"{{ .reg .b32 t; shr.b32 t, $1, {SHIFT}; and.b32 $0, t, 0x01010101; }}",
+            f"{{ .reg .b32 t; shr.b32 t, $1, {DOWN}; and.b32 $0, t, {MASK}; }}",
             "=r,r",
             [x],
             dtype=tl.int8,
@@ -216,15 +226,17 @@ def _bits(x, SHIFT: tl.constexpr, NATIVE: tl.constexpr):
             pack=4,
         )
     else:
-        return ((x >> SHIFT) & 1).to(tl.int8)
+        return ((x >> DOWN) & (1 << PLACE)).to(tl.int8)
 
 
 @triton.jit
-def _both_bits(x, SHIFT: tl.constexpr, NATIVE: tl.constexpr):
-    """Bits SHIFT and SHIFT + 1 of every byte, multiplied."""
+def _both_bits(x, BIT: tl.constexpr, PLACE: tl.constexpr, NATIVE: tl.constexpr):
+    """A bit of every byte multiplied with the one above it, moved down to PLACE, as int8."""
+    DOWN: tl.constexpr = BIT - PLACE
+    MASK: tl.constexpr = 0x01010101 << PLACE
     if NATIVE:
         return tl.inline_asm_elementwise(
-            f"{{ .reg .b32 t, u; shr.b32 t, $1, {SHIFT}; shr.b32 u, t, 1; and.b32 t, t, u; and.b32 $0, t, 0x01010101; }}",
+            f"{{ .reg .b32 t; shr.b32 t, $1, 1; and.b32 t, t, $1; shr.b32 t, t, {DOWN}; and.b32 $0, t, {MASK}; }}",
             "=r,r",
             [x],
             dtype=tl.int8,
@@ -232,4 +244,4 @@ def _both_bits(x, SHIFT: tl.constexpr, NATIVE: tl.constexpr):
             pack=4,
         )
     else:
-        return ((x >> SHIFT) & (x >> (SHIFT + 1)) & 1).to(tl.int8)
+        return (((x & (x >> 1)) >> DOWN) & (1 << PLACE)).to(tl.int8)
