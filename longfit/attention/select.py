@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longfit.attention import kernels
 from longfit.attention.base import AttentionPatch, Scene
-from longfit.attention.partial import attend_one, repeat
-from longfit.cache import take
 from longfit.errors import InputError
 
 
@@ -66,7 +65,7 @@ class SelectingPatch(AttentionPatch):
             scores[..., : self.sink_tokens] = torch.inf
         if self.recent_tokens:
             scores[..., -self.recent_tokens :] = torch.inf
-        return scores.topk(self.top_tokens, sorted=False).indices
+        return kernels.select_top(scores, self.top_tokens)
 
     def attend(self, scene: Scene) -> tuple[Tensor, Tensor]:
         if scene.queries.shape[2] != 1 or scene.stored <= self.top_tokens:
@@ -77,14 +76,9 @@ class SelectingPatch(AttentionPatch):
 def attend_selected(scene: Scene, slots: Tensor) -> tuple[Tensor, Tensor]:
     """Attention of one query a head to the entries at `slots` [B, H or G, k] and to its own key.
 
-    One gather of what was chosen and one small matrix product; nothing else of the keys and values is read.
+    Nothing else of the keys and values is read.
     """
     assert scene.stored_keys is not None and scene.stored_values is not None
-    G, chosen = scene.keys.shape[1], slots.shape[1]
-    together = slots.reshape(slots.shape[0], G, -1)
-    keys, values = take(scene.stored_keys, together), take(scene.stored_values, together)
-    scene.read_bytes += keys.numel() * keys.element_size() + values.numel() * values.element_size()
-    keys = keys.reshape(*slots.shape, -1)
-    values = values.reshape(*slots.shape, -1)
-    own_keys, own_values = repeat(scene.keys, chosen // G), repeat(scene.values, chosen // G)
-    return attend_one(scene.queries, own_keys, own_values, (keys, values), scene.scaling)
+    stored = scene.stored_keys, scene.stored_values
+    scene.read_bytes += sum(slots.numel() * t.shape[-1] * t.element_size() for t in stored)
+    return kernels.attend_slots(scene.queries, scene.keys, scene.values, stored, slots, scene.scaling)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longfit.attention.kernels.launch import multiprocessors
+from longfit.attention.kernels.launch import INTERPRETED, multiprocessors
 
 BLOCK = 32
 SHARED_ROWS = 16  # the least rows of a matrix product
@@ -67,6 +67,7 @@ def attend_slots(
         DV=Dv,
         DV_PAD=dv_pad,
         BLOCK=BLOCK,
+        UPCAST=INTERPRETED,
         num_warps=4,
     )
     if splits > 1:
@@ -105,6 +106,7 @@ def _attend_share(
     DV: tl.constexpr,
     DV_PAD: tl.constexpr,
     BLOCK: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     """One share of the entries chosen for HEADS query heads; the first share has the heads' own key as well."""
     pair, split, splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
@@ -138,7 +140,7 @@ def _attend_share(
         if ROWS == 1:
             logits = tl.sum(q.to(tl.float32) * key.to(tl.float32), 1)[None, :]
         else:
-            logits = tl.dot(q, tl.trans(key), input_precision="ieee")
+            logits = _product(q, tl.trans(key), UPCAST)
         logits = tl.where(real[None, :], logits * scaling, float("-inf"))
         higher = tl.maximum(highest, tl.max(logits, 1))
         # A share without any entry so far has no highest: minus infinity must not meet itself.
@@ -149,23 +151,28 @@ def _attend_share(
         if ROWS == 1:
             seen = tl.sum(tl.reshape(p, (BLOCK, 1)) * value.to(tl.float32), 0)[None, :]
         else:
-            seen = tl.dot(p.to(value.dtype), value, input_precision="ieee")
+            seen = _product(p.to(value.dtype), value, UPCAST)
         total = total * fade[:, None] + seen
         highest = higher
 
     out = total / tl.where(weight > 0, weight, 1.0)[:, None]
     log_sum_exp = tl.where(weight > 0, highest + tl.log(tl.where(weight > 0, weight, 1.0)), float("-inf"))
     at = heads * splits + split
-    tl.store(
-        parts + at[:, None] * DV + dv[None, :], out.to(parts.dtype.element_ty), here[:, None] & (dv < DV)[None, :]
-    )
+    tl.store(parts + at[:, None] * DV + dv[None, :], out.to(parts.dtype.element_ty), here[:, None] & (dv < DV)[None, :])
     tl.store(part_lses + at, log_sum_exp, here)
 
 
 @triton.jit
-def _combine(
-    parts, part_lses, out, lse, splits, SPLITS_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr
-):
+def _product(a, b, UPCAST: tl.constexpr):
+    """a b, summed in fp32. The interpreter multiplies bfloat16 by its bits, so that there both are widened first."""
+    if UPCAST:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    else:
+        return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def _combine(parts, part_lses, out, lse, splits, SPLITS_PAD: tl.constexpr, DV: tl.constexpr, DV_PAD: tl.constexpr):
     """The shares of one query head as one."""
     head = tl.program_id(0).to(tl.int64)
     split, dv = tl.arange(0, SPLITS_PAD), tl.arange(0, DV_PAD)

@@ -6,7 +6,7 @@ import torch
 import triton
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-NATIVE = not INTERPRETED and torch.version.hip is None  # whether kernels may hold PTX instructions
+NATIVE = not INTERPRETED  # whether kernels may hold PTX instructions
 INTERPRETER_PROGRAMS = 2  # stands for multiprocessors: small, so that loops of several blocks are run too
 
 

@@ -1,8 +1,9 @@
-"""Top-k selection: each row is cut into chunks, the k best of each chunk are chosen, then the k best of those.
+"""Top-k selection: each row is cut into chunks, the best of each chunk are chosen, then the k best of those.
 
-Within a chunk, whose scores stay in registers, the k-th largest is found bit by bit: the scores as whole numbers of the
-same order, the largest number that at least k of them reach, 32 counts in all. Nothing is sorted and nothing but the
-winners is written. Exact; the lowest place wins between equal scores, in every run, since the winners keep their order.
+Within a chunk, whose scores stay in registers, a threshold is found bit by bit: the scores as whole numbers of the same
+order, the largest number that at least k of them reach. A round that is not the last needs no exact threshold and stops
+as soon as no more than 2 k scores reach it, most often within a dozen of the 32 bits. Nothing is sorted and nothing but
+the winners is written. Exact; the lowest place wins between equal scores, in every run, since winners keep their order.
 """
 
 import torch
@@ -11,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 CHUNK = 8192
-SHRINK = 4  # a round has to leave a quarter of its entries at most, or torch.topk is the better way
+SHRINK = 8  # a chunk is this many times k at least, or torch.topk is the better way
 
 
 def suits(S: int, k: int) -> bool:
@@ -26,8 +27,9 @@ def select_top(scores: Tensor, k: int) -> Tensor:
     while True:
         N, S = rows.shape
         chunks = triton.cdiv(S, CHUNK)
-        best = torch.empty(N, chunks * k, dtype=torch.float32, device=rows.device)
-        chosen = torch.empty(N, chunks * k, dtype=torch.int32, device=rows.device)
+        most = k if chunks == 1 else 2 * k
+        best = torch.empty(N, chunks * most, dtype=torch.float32, device=rows.device)
+        chosen = torch.empty(N, chunks * most, dtype=torch.int32, device=rows.device)
         block = max(16, triton.next_power_of_2(min(S, CHUNK)))
         _best_of_chunk[N, chunks](
             rows,
@@ -36,7 +38,7 @@ def select_top(scores: Tensor, k: int) -> Tensor:
             chosen,
             S,
             k,
-            chunks * k,
+            most,
             FIRST=places is None,
             BLOCK=block,
             num_warps=max(1, min(16, block // 256)),
@@ -47,16 +49,13 @@ def select_top(scores: Tensor, k: int) -> Tensor:
 
 
 @triton.jit
-def _best_of_chunk(scores, places, best, chosen, S, k, width, FIRST: tl.constexpr, BLOCK: tl.constexpr):
-    """The k best of one chunk, and where they stand in the row; -1 fills up a chunk that has fewer."""
+def _best_of_chunk(scores, places, best, chosen, S, k, most, FIRST: tl.constexpr, BLOCK: tl.constexpr):
+    """The best of one chunk, k at least and `most` at most, and where they stand in the row; -1 fills up the rest."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     offset = chunk * BLOCK + tl.arange(0, BLOCK)
     inside = offset < S
     x = tl.load(scores + row * S + offset, inside, other=0.0)
-    if FIRST:
-        place = offset
-    else:
-        place = tl.load(places + row * S + offset, inside, other=-1)
+    place = offset if FIRST else tl.load(places + row * S + offset, inside, other=-1)
     valid = inside & (place >= 0)
 
     # Floats as unsigned numbers of the same order; both zeros alike, every NaN above infinity.
@@ -66,21 +65,23 @@ def _best_of_chunk(scores, places, best, chosen, S, k, width, FIRST: tl.constexp
 
     threshold = tl.full((), 0, tl.uint32)
     bit = tl.full((), 0x80000000, tl.uint32)
-    for _ in range(32):
+    count = tl.sum(valid.to(tl.int32))
+    while (bit != 0) & (count > most):
         higher = threshold | bit
-        bit = bit >> 1
         reached = tl.sum((valid & (order >= higher)).to(tl.int32))
         threshold = tl.where(reached >= k, higher, threshold)
+        count = tl.where(reached >= k, reached, count)
+        bit = bit >> 1
 
     above = valid & (order > threshold)
     equal = valid & (order == threshold)
-    room = k - tl.sum(above.to(tl.int32))
+    room = most - tl.sum(above.to(tl.int32))
     taken = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= room))
     rank = tl.cumsum(taken.to(tl.int32), 0) - 1
-    out = row * width + chunk * k
+    out = (row * tl.num_programs(1) + chunk) * most
     tl.store(best + out + rank, x, taken)
     tl.store(chosen + out + rank, place, taken)
-    # Fewer than k: every valid entry was taken.
-    empty = (tl.arange(0, BLOCK) >= tl.sum(taken.to(tl.int32))) & (tl.arange(0, BLOCK) < k)
-    tl.store(best + out + tl.arange(0, BLOCK), 0.0, empty)
-    tl.store(chosen + out + tl.arange(0, BLOCK), -1, empty)
+    slot = tl.arange(0, BLOCK)
+    empty = (slot >= tl.sum(taken.to(tl.int32))) & (slot < most)
+    tl.store(best + out + slot, 0.0, empty)
+    tl.store(chosen + out + slot, -1, empty)
