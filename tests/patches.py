@@ -14,6 +14,9 @@ WIDE = {
     "swan": {"window_tokens": 256, "global_every": 0},
     "topk": {"top_tokens": 256, "dense_layers": 0},
     "zebra": {"window_tokens": 256},
+    "quest": {"top_tokens": 256, "dense_layers": 0},
+    "adamas": {"top_tokens": 256, "dense_layers": 0},
+    "hadamard_topk": {"top_tokens": 256, "dense_layers": 0},
 }
 NARROW = {
     "etc": {"window_tokens": 9, "segment_tokens": 14},
@@ -24,6 +27,9 @@ NARROW = {
     "swan": {"window_tokens": 11, "global_every": 2, "trained_tokens": 30},
     "topk": {"top_tokens": 7, "dense_layers": 0},
     "zebra": {"window_tokens": 11, "global_every": 2},
+    "quest": {"top_tokens": 12, "page_tokens": 3, "dense_layers": 0},
+    "adamas": {"top_tokens": 7, "dense_layers": 0, "thresholds": "calibrated"},
+    "hadamard_topk": {"top_tokens": 7, "dense_layers": 0},
 }
 
 
