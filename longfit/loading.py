@@ -69,7 +69,7 @@ def load(
     attn_implementation: as in transformers. By default flash-attention 2 where it is installed, the device
         is a CUDA GPU and the model supports it; otherwise what transformers chooses (sdpa, where it can).
     rope_parameters: for a GGUF file whose rotary scaling cannot be read; see `longfit.gguf_loading`.
-    cache_dir: where packaged models (default: see `longfit.packaged.cache_folder`) or hub files are kept.
+    cache_dir: where packaged models (default: see `longfit.folders.cache_folder`) or hub files are kept.
     progress: show what is being done, on stderr.
 
     Returns the model in eval mode, and the tokenizer with padding on the left (what generation needs) and

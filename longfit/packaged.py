@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from longfit.errors import LoadError
+from longfit.folders import cache_folder
 from longfit.gguf_loading import load_gguf
 from longfit.wheels import Wheel, check_sha256, fetch_wheel
 
@@ -95,18 +96,6 @@ PACKAGED_MODELS: dict[str, PackagedModel] = {
         ),
     )
 }
-
-
-def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where converted models live: `cache_dir`, else $LONGFIT_CACHE, else $XDG_CACHE_HOME/longfit, else
-    ~/.cache/longfit."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    if folder := os.environ.get("LONGFIT_CACHE"):
-        return Path(folder).expanduser()
-    if folder := os.environ.get("XDG_CACHE_HOME"):
-        return Path(folder).expanduser() / "longfit"
-    return Path.home() / ".cache" / "longfit"
 
 
 def is_cached(name: str, cache_dir: str | os.PathLike[str] | None = None) -> bool:

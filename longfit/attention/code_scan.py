@@ -1,4 +1,8 @@
-"""Scores of all stored keys from their packed 2-bit codes."""
+"""Scores of all stored keys from their packed 2-bit codes, in plain torch, block by block.
+
+The path where no kernel runs: it holds the memory down, but to unpack codes takes a CPU several times as long as exact
+scores do; see docs/attention/decode.md.
+"""
 
 import torch
 from torch import Tensor

@@ -126,9 +126,20 @@ class Store:
 def take(entries: Tensor, indices: Tensor) -> Tensor:
     """Gather entries [B, G, S, ...] at `indices` [B, G, N] along S.
 
-    One flat `index_select`: three to four times as fast as `gather` with expanded indices on a CPU.
+    One flat `index_select`: three to four times as fast as `gather` with expanded indices on a CPU. Entries that are
+    the used part of a larger buffer are read where they lie.
     """
     B, G, S = entries.shape[:3]
-    base = torch.arange(B * G, device=entries.device).view(B, G, 1) * S
-    flat = entries.reshape(B * G * S, *entries.shape[3:])
-    return flat.index_select(0, (indices + base).reshape(-1)).view(B, G, indices.shape[-1], *entries.shape[3:])
+    per_row, per_head, per_entry = entries.stride()[:3]
+    if per_entry == 0 or per_row % per_entry or per_head % per_entry:
+        entries = entries.contiguous()
+        per_row, per_head, per_entry = entries.stride()[:3]
+    rows, heads = per_row // per_entry, per_head // per_entry  # entries from one row or head to the next
+    size = (B - 1) * rows + (G - 1) * heads + S
+    flat = entries.as_strided((size, *entries.shape[3:]), (per_entry, *entries.stride()[3:]))
+    device = entries.device
+    base = (torch.arange(B, device=device) * rows).view(B, 1, 1) + (torch.arange(G, device=device) * heads).view(
+        1, G, 1
+    )
+    chosen = flat.index_select(0, (indices + base).reshape(-1))
+    return chosen.view(B, G, indices.shape[-1], *entries.shape[3:])

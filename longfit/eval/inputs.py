@@ -10,7 +10,7 @@ from typing import Any
 from longfit.eval.records import write_atomically
 from longfit.eval.sample import Prompt, Sample
 from longfit.eval.task import Task
-from longfit.packaged import cache_folder
+from longfit.folders import cache_folder
 
 
 def samples_of(

@@ -1,7 +1,7 @@
-"""Which path a step takes: a Triton kernel where one can run, plain torch everywhere else.
+"""Which path a step takes: a Triton kernel where one can run, compiled C on a CPU that has it, plain torch elsewhere.
 
 The environment variable LONGFIT_KERNELS names the kernels that may be used, of "scan", "top" and "attend" (all three
-where it is not set); "plain" allows none, for comparison. It is read at every call. With TRITON_INTERPRET=1 set before
+where it is not set; the C code knows the first two); "plain" allows none, for comparison. It is read at every call. With TRITON_INTERPRET=1 set before
 Triton is imported, the kernels run in Triton's interpreter on a CPU: slow, and how they are tested without a GPU.
 """
 
@@ -13,7 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from longfit.attention.kernels import naive
+from longfit.attention import code_scan
+from longfit.attention.kernels import cpu
 from longfit.attention.partial import attend_one, repeat
 from longfit.cache import take
 from longfit.errors import InputError
@@ -43,7 +44,7 @@ def code_nearness(query_codes: Tensor, codes: Tensor) -> Tensor:
 
         with _on(codes):
             return scan.code_nearness(query_codes, codes)
-    return naive.code_nearness(query_codes, codes)
+    return (cpu if _allows("scan") and cpu.scans(codes) else code_scan).code_nearness(query_codes, codes)
 
 
 def code_products(queries: Tensor, codes: Tensor, levels: tuple[float, float, float, float]) -> Tensor:
@@ -53,13 +54,13 @@ def code_products(queries: Tensor, codes: Tensor, levels: tuple[float, float, fl
 
         with _on(codes):
             return scan.code_products(queries, codes, levels)
-    return naive.code_products(queries, codes, levels)
+    return (cpu if _allows("scan") and cpu.scans(codes) else code_scan).code_products(queries, codes, levels)
 
 
 def select_top(scores: Tensor, k: int) -> Tensor:
     """Places [..., k] of the k highest of scores [..., S], in any order; int32 or int64.
 
-    Among equal scores the kernel takes the lowest places; torch.topk, the other path, takes any.
+    Among equal scores the kernels take the lowest places; torch.topk, the other path, takes any.
     """
     if scores.dtype in FLOATS and available(scores.device, "top"):
         from longfit.attention.kernels import top
@@ -67,6 +68,8 @@ def select_top(scores: Tensor, k: int) -> Tensor:
         if top.suits(scores.shape[-1], k):
             with _on(scores):
                 return top.select_top(scores, k)
+    if _allows("top") and cpu.selects(scores):
+        return cpu.select_top(scores, k)
     return scores.topk(k, sorted=False).indices
 
 
@@ -107,6 +110,10 @@ def _gather_and_attend(
 def _scans(queries: Tensor, codes: Tensor) -> bool:
     heads, head_bytes = queries.shape[2], codes.shape[-1]
     return 4 * head_bytes <= LARGEST_HEAD and heads <= MOST_QUERY_HEADS and available(codes.device, "scan")
+
+
+def _allows(kernel: str) -> bool:
+    return kernel in _allowed(os.environ.get(VARIABLE))
 
 
 @cache

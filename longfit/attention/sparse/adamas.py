@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from longfit.attention import kernels
 from longfit.attention.base import Scene
-from longfit.attention.code_scan import code_nearness
 from longfit.attention.codes import CodeIndex, bucketed
 from longfit.attention.hadamard import hadamard, padded_size
 from longfit.attention.select import SelectingPatch
@@ -69,7 +69,7 @@ class Adamas(SelectingPatch):
         B, G, _, W = codes.shape
         queries = hadamard(scene.queries).view(B, G, -1, 4 * W)
         edges = quartiles(queries) if self.thresholds == "calibrated" else index.edges
-        return code_nearness(pack_bits(bucketed(queries, edges)), codes)
+        return kernels.code_nearness(pack_bits(bucketed(queries, edges)), codes)
 
 
 class AdamasIndex(CodeIndex):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from longfit.attention import kernels
 from longfit.attention.base import Scene
-from longfit.attention.code_scan import code_products
 from longfit.attention.codes import BLOCK_TOKENS, CodeIndex
 from longfit.attention.hadamard import hadamard, padded_size
 from longfit.attention.select import SelectingPatch
@@ -47,7 +47,7 @@ class HadamardTopK(SelectingPatch):
         scene.read_bytes += codes.numel() + index.deviations.nbytes
         B, G, _, W = codes.shape
         queries = hadamard(scene.queries).view(B, G, -1, 4 * W)
-        return code_products(queries * index.deviations, codes, LEVELS)
+        return kernels.code_products(queries * index.deviations, codes, LEVELS)
 
 
 class ChannelIndex(CodeIndex):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from longfit.attention import kernels
 from longfit.attention.base import Scene
 from longfit.attention.select import SelectingPatch, attend_selected
 from longfit.cache.products import dot_products
@@ -85,7 +86,7 @@ class Quest(SelectingPatch):
         if self.recent_tokens:
             scores[..., (n - self.recent_tokens) // page :] = torch.inf
         complete, rest = n // page, n % page
-        chosen = scores[..., :complete].topk(self.pages - (rest > 0), sorted=False).indices
+        chosen = kernels.select_top(scores[..., :complete], self.pages - (rest > 0))
         slots = (chosen.unsqueeze(-1) * page + torch.arange(page, device=chosen.device)).flatten(-2)
         unfinished = torch.arange(complete * page, n, device=slots.device).expand(*slots.shape[:2], -1)
         return torch.cat([slots, unfinished], -1)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from longfit.errors import DataError
-from longfit.packaged import PARTIAL_SUFFIX, cache_folder
+from longfit.folders import cache_folder
+from longfit.packaged import PARTIAL_SUFFIX
 
 ESSAYS_DATASET = "baber/paul_graham_essays"
 URLS = {
