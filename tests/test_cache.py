@@ -53,6 +53,17 @@ def test_take_is_gather() -> None:
     assert torch.equal(take(entries, indices), entries.gather(2, indices[..., None].expand(-1, -1, -1, 4)))
 
 
+def test_take_reads_the_used_part_of_a_buffer_where_it_lies() -> None:
+    buffer, indices = torch.randn(2, 3, 20, 4), torch.randint(0, 11, (2, 3, 6))
+    wanted = indices[..., None].expand(-1, -1, -1, 4)
+    views = [buffer[:, :, :11], buffer[:, :, 7:18], buffer.flip(0)[:, :, :11], buffer.transpose(0, 1)[:2, :2, :11]]
+    for view in [*views, buffer[:, :1].expand(-1, 3, -1, -1), buffer[..., ::2]]:
+        at = indices[: view.shape[0], : view.shape[1]]
+        assert torch.equal(take(view, at), view.gather(2, at[..., None].expand(-1, -1, -1, view.shape[3])))
+    buffer[:, :, 11:] = torch.nan
+    assert torch.equal(take(buffer[:, :, :11], indices), buffer[:, :, :11].gather(2, wanted))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rotation_there_and_back(family: str, dtype: torch.dtype) -> None:

@@ -1,8 +1,9 @@
 """Which path a step takes: a Triton kernel where one can run, compiled C on a CPU that has it, plain torch elsewhere.
 
 The environment variable LONGFIT_KERNELS names the kernels that may be used, of "scan", "top" and "attend" (all three
-where it is not set; the C code knows the first two); "plain" allows none, for comparison. It is read at every call. With TRITON_INTERPRET=1 set before
-Triton is imported, the kernels run in Triton's interpreter on a CPU: slow, and how they are tested without a GPU.
+where it is not set; the C code has the first two); "plain" allows none, for comparison. It is read at every call. With
+TRITON_INTERPRET=1 set before Triton is imported, the Triton kernels run in its interpreter on a CPU: slow, and how they
+are tested without a GPU.
 """
 
 import contextlib
