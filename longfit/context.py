@@ -53,8 +53,12 @@ class FitContext:
     enabled: bool = True
     report: FitReport | None = None
 
-    def plan(self, batch_size: int = 1, tokens: int = ANY_LENGTH, packed: bool = False) -> Plan:
+    def plan(
+        self, batch_size: int = 1, tokens: int = ANY_LENGTH, packed: bool = False, indexed_tokens: int = 0
+    ) -> Plan:
         """What the budget means for this model and method.
+
+        `indexed_tokens` is the length of the input where it is known: what an attention offloads leaves an index.
 
         Raises:
             BudgetError: it cannot be met; the message has the smallest that would do.
@@ -68,7 +72,8 @@ class FitContext:
             chunk_tokens=self.chunk_tokens,
             max_chunk_tokens=DEFAULT_CHUNK_TOKENS,
             entry_state_bytes=method.entry_state_bytes + (ANGLE_BYTES if packed else 0) + self._index_bytes(),
-            layer_state_bytes=method.layer_state_bytes(shape.query_heads, shape.key_dim, shape.dtype_bytes),
+            layer_state_bytes=method.layer_state_bytes(shape.query_heads, shape.key_dim, shape.dtype_bytes)
+            + self._layer_bytes(indexed_tokens),
             score_workspace=lambda chunk, kept: batch_size * self._workspace(chunk, kept),
             min_tokens=method.min_tokens,
             packed=packed,
@@ -78,14 +83,25 @@ class FitContext:
         """Bytes of the attention's index per key/value head and entry, with the room that its buffers grow by."""
         if self.patch is None:
             return 0
-        return math.ceil(self.patch.entry_bytes(self.shape.key_dim, self.shape.dtype_bytes) * (1 + 1 / GROWTH))
+        grown = self.patch.entry_bytes(self.shape.key_dim, self.shape.dtype_bytes) * (1 + 1 / GROWTH)
+        return math.ceil(grown) + 4 * len(self.patch.score_names)
 
     def _workspace(self, chunk: int, kept: int) -> int:
         """Bytes of scoring one row; a method that replays also holds the untrimmed chunk in every layer."""
         shape, method = self.shape, self.method
         scoring = method.score_workspace(shape.query_heads, shape.kv_heads, shape.key_dim, chunk, kept)
         held = entry_bytes(shape, method.entry_state_bytes) * chunk * shape.full_layers if method.replays else 0
-        return scoring + held
+        attending = 0
+        if self.patch is not None:
+            sizes = shape.kv_heads, shape.query_heads, shape.key_dim, shape.dtype_bytes
+            attending = self.patch.workspace(*sizes, chunk, kept)
+        return scoring + held + attending
+
+    def _layer_bytes(self, tokens: int) -> int:
+        if self.patch is None:
+            return 0
+        shape = self.shape
+        return self.patch.layer_bytes(tokens, shape.kv_heads, shape.query_heads, shape.key_dim, shape.dtype_bytes)
 
     def new_cache(self, decoder: nn.Module, batch_size: int, tokens: int, new_tokens: int = 0) -> FitCache:
         """An empty cache for `batch_size` rows of up to `tokens` tokens and `new_tokens` to be generated.
@@ -103,7 +119,8 @@ class FitContext:
                 'stream cannot follow; use wrap(..., geometry="packed")'
             )
         ratio = self.budget.keep_ratio
-        made = self.plan(batch_size, tokens if ratio is not None else ANY_LENGTH, packed)
+        known = tokens if ratio is not None else ANY_LENGTH
+        made = self.plan(batch_size, known, packed, indexed_tokens=tokens + new_tokens)
         kept = made.kept_tokens
         chunk = made.chunk_tokens
         if packed and self.shape.full_layers:

@@ -29,6 +29,10 @@ class UnsupportedFeatureError(LongfitError, NotImplementedError):
     """A call that is valid for a plain model but that the chosen method cannot do."""
 
 
+class OffloadError(LongfitError, OSError):
+    """The slow tier of a cache cannot be written: no such folder, no right to write there, or a full disk."""
+
+
 class ScoreError(LongfitError, RuntimeError):
     """A compressor produced scores that are not usable (NaN, wrong shape) or selected wrongly."""
 

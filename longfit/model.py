@@ -178,6 +178,9 @@ class FitMixin:
             score_seconds=cache.score_seconds,
             new_tokens=cache.new_tokens,
             read_bytes=cache.read_bytes,
+            offloaded_bytes=cache.offloaded_bytes,
+            page_hits=cache.page_hits,
+            page_reads=cache.page_reads,
         )
 
 

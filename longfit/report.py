@@ -28,6 +28,8 @@ class FitReport:
         peak_bytes: peak memory above the start (see `PeakMeter`); None where it was not measured.
         prefill_seconds, decode_seconds, score_seconds: wall time; scoring is part of the other two.
         new_tokens: tokens decoded after the prefill.
+        offloaded_bytes: keys and values on the slow side, which no budget counts.
+        page_hits, page_reads: pages of the slow side that were asked for: on the fast side already, or read; by head.
         read_bytes: stored keys, values and indexes that attention read in all of these steps, full layers only.
     """
 
@@ -52,6 +54,9 @@ class FitReport:
     score_seconds: float
     new_tokens: int
     read_bytes: int
+    offloaded_bytes: int = 0
+    page_hits: int = 0
+    page_reads: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, ready for JSON."""
@@ -61,8 +66,9 @@ class FitReport:
         name = self.method if self.attention is None else f"{self.method}, {self.attention}"
         peak = "" if self.peak_bytes is None else f", peak +{format_bytes(self.peak_bytes)}"
         share = f"{self.kept_tokens:,.0f} of {self.tokens_in:,} tokens ({100 * self.keep_ratio:.1f} %)"
+        slow = f" and {format_bytes(self.offloaded_bytes)} on the slow side" if self.offloaded_bytes else ""
         return (
             f"{name}: kept {share} in {format_bytes(self.kv_bytes)} (full: {format_bytes(self.full_kv_bytes)})"
-            f"{peak}; {self.chunks} chunks of up to {self.chunk_tokens:,}; "
+            f"{slow}{peak}; {self.chunks} chunks of up to {self.chunk_tokens:,}; "
             f"prefill {self.prefill_seconds:.1f} s, decode {self.decode_seconds:.1f} s for {self.new_tokens} tokens"
         )

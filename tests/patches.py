@@ -5,11 +5,22 @@
 
 from longfit.attention import AttentionPatch, get
 
+SLOW = {
+    "sink_tokens": 2,
+    "window_tokens": 7,
+    "block_tokens": 4,
+    "top_blocks": 2,
+    "cached_blocks": 3,
+    "query_tokens": 6,
+}
 WIDE = {
     "etc": {"window_tokens": 256, "segment_tokens": 16},
     "lm_infinite": {"window_tokens": 256},
     "longformer": {"window_tokens": 256, "global_ids": (7, 11)},
     "longnet": {"segment_tokens": 256, "branches": 1},
+    "infllm": {"window_tokens": 256},
+    "ltri": {"window_tokens": 256},
+    "offloaded": {"sink_tokens": 3, "window_tokens": 16, "block_tokens": 4, "top_blocks": 60, "cached_blocks": 60},
     "sliding_window": {"window_tokens": 256},
     "swan": {"window_tokens": 256, "global_every": 0},
     "topk": {"top_tokens": 256, "dense_layers": 0},
@@ -23,6 +34,9 @@ NARROW = {
     "lm_infinite": {"window_tokens": 11, "global_tokens": 3, "distance_limit": 15},
     "longformer": {"window_tokens": 9, "global_positions": (0, 1), "scored_tokens": 4},
     "longnet": {"segment_tokens": 6, "growth": 2, "branches": 3, "sink_tokens": 2},
+    "infllm": {**SLOW, "representatives": 2},
+    "ltri": {**SLOW, "min_span_tokens": 2, "recent_blocks": 1},
+    "offloaded": SLOW,
     "sliding_window": {"window_tokens": 11, "sink_tokens": 3},
     "swan": {"window_tokens": 11, "global_every": 2, "trained_tokens": 30},
     "topk": {"top_tokens": 7, "dense_layers": 0},

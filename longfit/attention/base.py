@@ -42,7 +42,9 @@ class Scene:
         rotate: moves vectors [B, N, S, D] by [B, N, S] rotary positions; None for models without RoPE.
         ids: [B, Q] the new tokens' ids; None where the model was given embeddings.
         probe_tokens: how many of the new tokens, at the end, attend but are never stored.
+        packed: the geometry, see `Ledger`.
         read_bytes: bytes of stored keys, values and indexes that the patch read; it counts them itself.
+        new_scores: what the patch remembers of the new tokens, [B, G, Q] for each of its `score_names`.
     """
 
     queries: Tensor
@@ -61,7 +63,9 @@ class Scene:
     rotate: Callable[[Tensor, Tensor], Tensor] | None = None
     ids: Tensor | None = None
     probe_tokens: int = 0
+    packed: bool = False
     read_bytes: int = field(default=0)
+    new_scores: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def stored(self) -> int:
@@ -98,7 +102,9 @@ class AttentionPatch:
         phases: where it differs from full attention: "prefill", "decode" or both.
         extends: no query is ever compared with a key farther away than the model was trained for, so that inputs past
             the model's window keep their original positions.
-        stores: "everything", or "reachable": what no later query can attend to is dropped.
+        stores: "everything"; "reachable": what no later query can attend to is dropped; or "offloaded": it goes to a
+            slow tier (see `longfit.attention.offload`).
+        score_names: what the patch remembers per stored entry, in fp32; see `Scene.new_scores`.
     """
 
     name: ClassVar[str] = ""
@@ -107,6 +113,7 @@ class AttentionPatch:
     phases: ClassVar[tuple[str, ...]] = ("prefill", "decode")
     extends: ClassVar[bool] = False
     stores: ClassVar[str] = "everything"
+    score_names: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -159,6 +166,14 @@ class AttentionPatch:
     def entry_bytes(self, key_dim: int, dtype_bytes: int) -> float:
         """Bytes of index per key/value head and stored entry."""
         return 0.0
+
+    def layer_bytes(self, tokens: int, kv_heads: int, query_heads: int, key_dim: int, dtype_bytes: int) -> int:
+        """Bytes that each layer holds for a row of `tokens` tokens beside its entries."""
+        return 0
+
+    def workspace(self, kv_heads: int, query_heads: int, key_dim: int, dtype_bytes: int, chunk: int, kept: int) -> int:
+        """Bytes that attention of one row's chunk allocates at once beyond what full attention does."""
+        return 0
 
     # -- what follows from it -------------------------------------------------------------------------------------
 

@@ -106,6 +106,7 @@ def attend_bounded(
         q = query[part.rows, part.query_heads(group), span]
         k, v = key[part.rows, part.heads, span], value[part.rows, part.heads, span]
         stored = layer.stored_keys(part, q.shape[2])
+        scores: dict[str, Tensor] = {}
         if q.shape[2] == 0:
             attended, lse = q.new_zeros(*q.shape[:3], v.shape[-1]), q.new_zeros(q.shape[:3]).float()
         else:
@@ -126,11 +127,13 @@ def attend_bounded(
                 rotate=None if layer.rotary is None else layer.rotary.rotate,
                 ids=None if step.ids is None else step.ids[part.rows, span],
                 probe_tokens=step.probe_tokens,
+                packed=layer.ledger.packed,
             )
             attended, lse = scene.full() if patch is None else patch.attend(scene)
+            scores = scene.new_scores
             if step.phase == "decode":
                 layer.read_bytes += scene.read_bytes
-        looks.append(Look(q, lse, stored))
+        looks.append(Look(q, lse, stored, scores))
         if out is None:
             out = attended
         else:

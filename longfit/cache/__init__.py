@@ -8,6 +8,8 @@ from longfit.cache.rotary import Rotary
 from longfit.cache.side_by_side import SideBySide
 from longfit.cache.side_index import GROWTH, Rows, SideIndex
 from longfit.cache.sliding import SlidingLayer
+from longfit.cache.slow_file import Shelf, shelf_for
+from longfit.cache.slow_tier import SlowTier
 from longfit.cache.step import Step
 from longfit.cache.store import Store, take
 from longfit.cache.trim import SCORE, SINK
@@ -26,12 +28,15 @@ __all__ = [
     "Part",
     "Rotary",
     "Rows",
+    "Shelf",
     "SideBySide",
     "SideIndex",
     "SlidingLayer",
+    "SlowTier",
     "Step",
     "Store",
     "View",
     "layer_types",
+    "shelf_for",
     "take",
 ]

@@ -13,8 +13,9 @@ from longfit.cache.ledger import Ledger
 from longfit.cache.part import Part
 from longfit.cache.rotary import Rotary
 from longfit.cache.sliding import SlidingLayer
+from longfit.cache.slow_tier import SlowTier
 from longfit.cache.step import Step
-from longfit.cache.trim import SCORE, oldest_first
+from longfit.cache.trim import SCORE, oldest_first, put_last
 from longfit.errors import BudgetExceededError, UnsupportedModelError
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -94,6 +95,25 @@ class FitCache(Cache):
     def read_bytes(self) -> int:
         """Bytes of keys, values and indexes that attention has read while decoding."""
         return sum(layer.read_bytes for layer in self.bounded)
+
+    @property
+    def offloaded_bytes(self) -> int:
+        """Bytes of keys and values on the slow side."""
+        return sum(tier.slow_bytes for tier in self._tiers)
+
+    @property
+    def page_hits(self) -> int:
+        """Pages of the slow side that were asked for and had been brought in before, by head."""
+        return sum(tier.hits for tier in self._tiers)
+
+    @property
+    def page_reads(self) -> int:
+        """Pages that were read from the slow side, by head."""
+        return sum(tier.reads for tier in self._tiers)
+
+    @property
+    def _tiers(self) -> list[SlowTier]:
+        return [part.tier for layer in self.bounded for part in layer.parts if part.tier is not None]
 
     @property
     def score_seconds(self) -> float:
@@ -192,10 +212,10 @@ class FitCache(Cache):
                 assert part.store is not None
                 dead = layer.unreachable(part.store.positions, layer.seen - padding, part.state)
                 if dead is not None:
-                    given.masked_fill_(dead, float("-inf"))
+                    put_last(given, dead, part.store.positions)
             chosen = self.method.select_together(scores, limit - reserve * len(parts))
-            for part, store, indices in zip(parts, stores, chosen, strict=True):
-                part.store = store.selected(indices.sort(-1).values, indices.shape[-1] + reserve)
+            for layer, part, store, indices in zip(owners, parts, stores, chosen, strict=True):
+                layer.keep(part, store, indices.sort(-1).values, indices.shape[-1] + reserve)
             for layer in self.bounded:
                 layer.dropped += 1
             if sum(p.kept for p in parts) > limit:

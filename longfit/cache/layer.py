@@ -1,7 +1,7 @@
 """The cache layer that holds the budget."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from longfit.cache.step import Step
 from longfit.cache.store import Store
 from longfit.cache.trim import SCORE, score, trim
 from longfit.cache.view import View
-from longfit.errors import BudgetExceededError, UnsupportedFeatureError
+from longfit.errors import BudgetError, BudgetExceededError, UnsupportedFeatureError
 
 HANDLE = "_longfit_layer"
 INFINITY = float("inf")
@@ -70,7 +70,7 @@ class BoundedLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         B, G = key_states.shape[:2]
         padding = self.ledger.padding or [0] * B
-        apart = len(set(padding)) > 1 or self.method.ragged
+        apart = len(set(padding)) > 1 or self.method.ragged or self.offloads
         rows = [slice(b, b + 1) for b in range(B)] if apart else [slice(0, B)]
         heads = [slice(g, g + 1) for g in range(G)] if self.method.ragged else [slice(0, G)]
         self.parts = [Part(r, h, padding[r.start]) for r in rows for h in heads]
@@ -127,7 +127,7 @@ class BoundedLayer(CacheLayerMixin):
         return max((part.rows.stop for part in self.parts), default=0)
 
     def _select_rows(self, sources: list[int]) -> None:
-        if len(self.parts) == 1:
+        if len(self.parts) == 1 and not self.offloads:
             self.parts = [self.parts[0].select_rows(torch.tensor(sources), slice(0, len(sources)))]
             return
         by_row: dict[int, list[Part]] = {}
@@ -148,19 +148,37 @@ class BoundedLayer(CacheLayerMixin):
         return sum(part.nbytes for part in self.parts)
 
     def kept_by_head(self) -> list[list[int]]:
-        """Entries kept, [rows][key/value heads]."""
+        """Entries kept on the fast side, [rows][key/value heads]."""
         kept = [[0] * max((p.heads.stop for p in self.parts), default=0) for _ in range(self.rows)]
         for part in self.parts:
             for row in range(part.rows.start, part.rows.stop):
                 for head in range(part.heads.start, part.heads.stop):
-                    kept[row][head] = part.kept
+                    kept[row][head] = part.held
         return kept
 
     def limit(self, padding: int, seen: int) -> int:
-        """Entries that each head of a row may keep, on average, once `seen` columns have passed."""
+        """Entries that each head of a row may keep, on average, once `seen` columns have passed.
+
+        Where the layer offloads, what the pages brought in may take comes off.
+
+        Raises:
+            BudgetError: they leave too little.
+        """
         total = max(seen, self.step.total_tokens) - padding
         limit = self.method.layer_limit(self.ledger.kept_limit(total), total, self.index, self.count)
-        return limit if self.patch is None else min(limit, self.patch.most_kept(*self.depth))
+        if self.patch is None:
+            return limit
+        most = self.patch.most_kept(*self.depth)
+        if not self.offloads:
+            return min(limit, most)
+        beside = self.patch.brought_tokens
+        room = limit if self.ledger.keep_ratio == 1.0 else limit - beside
+        if room < self.method.min_tokens:
+            raise BudgetError(
+                f"the budget holds {limit:,} tokens a layer on the fast side; {beside:,} of them are pages brought in "
+                f"by {self.patch.name}, and {self.method.min_tokens:,} have to stay; raise the budget or bring in less"
+            )
+        return min(room, most - beside)
 
     # -- the work of one forward ----------------------------------------------------------------------------------
 
@@ -213,7 +231,7 @@ class BoundedLayer(CacheLayerMixin):
             first = self.seen - row[0].padding - real
             positions = torch.arange(first, first + own[0][0].shape[2], dtype=torch.int32, device=keys.device)
             candidates = [
-                self._take_in(part, *new, positions[:real], limit // len(row))
+                self._take_in(part, *new, positions[:real], limit // len(row), by_part[id(part)].scores)
                 for part, new in zip(row, own, strict=True)
             ]
             for part in row:
@@ -240,10 +258,13 @@ class BoundedLayer(CacheLayerMixin):
                     f"layer {self.index} holds {sum(p.kept for p in row)} entries, its limit is {limit}"
                 )
 
-    def _take_in(self, part: Part, keys: Tensor, values: Tensor, positions: Tensor, limit: int) -> Store:
+    def _take_in(
+        self, part: Part, keys: Tensor, values: Tensor, positions: Tensor, limit: int, scores: dict[str, Tensor]
+    ) -> Store:
         """Join the chunk to the part's store, in place while it fits, else in a candidate store of its own.
 
-        The new tokens that have one of `positions` are stored, those after them are probes.
+        The new tokens that have one of `positions` are stored, those after them are probes. `scores` [B, G, Q] by name
+        are the attention's.
         """
         step, real = self.step, positions.shape[0]
         if part.store is None:
@@ -253,7 +274,8 @@ class BoundedLayer(CacheLayerMixin):
         if not real:
             return part.store
         resting, angles = self._at_rest(part, keys[:, :, :real])
-        new = (resting, values[:, :, :real], positions, {SCORE: INFINITY, ANGLE: angles})
+        given = {name: t[:, :, :real] for name, t in scores.items()}
+        new = (resting, values[:, :, :real], positions, {SCORE: INFINITY, ANGLE: angles, **given})
         if step.hold or self.method.replays or part.store.n + real <= max(limit, part.store.capacity):
             part.store.append(*new, limit)
             return part.store
@@ -310,7 +332,8 @@ class BoundedLayer(CacheLayerMixin):
     @property
     def score_names(self) -> tuple[str, ...]:
         persisted = (SCORE,) if self.method.persists else ()
-        return (*self.method.score_names, *persisted, *((ANGLE,) if self.ledger.packed else ()))
+        attended = () if self.patch is None else self.patch.score_names
+        return (*self.method.score_names, *persisted, *((ANGLE,) if self.ledger.packed else ()), *attended)
 
     def _view(self, part: Part, store: Store | None, new: int, n_keep: int) -> View:
         assert store is not None
@@ -339,8 +362,28 @@ class BoundedLayer(CacheLayerMixin):
         chosen = trim(self.method, candidates, views, n_keep, self.unreachable)
         self.score_seconds += time.perf_counter() - started
         for part, candidate, indices in zip(row, candidates, chosen, strict=True):
-            part.store = candidate.selected(indices, indices.shape[-1] + reserve)
+            self.keep(part, candidate, indices, indices.shape[-1] + reserve)
         self.dropped += sum(c.n for c in candidates) - n_keep * len(row)
+
+    @property
+    def offloads(self) -> bool:
+        """What leaves goes to a slow tier."""
+        return self.patch is not None and self.patch.stores == "offloaded"
+
+    def keep(self, part: Part, candidate: Store, indices: Tensor, capacity: int) -> None:
+        """Leave the part the candidates at `indices` [B, G, N]; the others go to the slow tier, if there is one."""
+        if self.offloads and indices.shape[-1] < candidate.n:
+            self._release(part, candidate.without(indices), self.patch)
+        part.store = candidate.selected(indices, capacity)
+
+    def _release(self, part: Part, entries: Store, patch: Any) -> None:
+        if self.rotary is not None and patch.limits_distance(self.ledger.packed):
+            entries.keys = self.rotary.rotate(entries.keys, -self.ledger.angles(entries))
+        if part.tier is None:
+            if self.ledger.shelf is None:
+                self.ledger.shelf = patch.shelf(entries.keys.device)
+            part.tier = patch.tier(self.ledger.shelf)
+        patch.release(part.tier, entries)
 
     def unreachable(self, positions: Tensor, seen: int, state: dict[str, Tensor]) -> Tensor | None:
         """Which of the candidates at `positions` [B, G, S] no later query may attend to, if any.
@@ -364,9 +407,11 @@ class BoundedLayer(CacheLayerMixin):
 class Look:
     """What the attention function computed for one part, for the method to look at.
 
-    queries [b, h, Q, D] without padding, log_sum_exp [b, h, Q], and the kept keys as the queries saw them.
+    queries [b, h, Q, D] without padding, log_sum_exp [b, h, Q], the kept keys as the queries saw them, and what the
+    attention wants to remember of the new tokens, [b, g, Q] by name.
     """
 
     queries: Tensor
     log_sum_exp: Tensor
     stored_keys: Tensor | None
+    scores: dict[str, Tensor] = field(default_factory=dict)

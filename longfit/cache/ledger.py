@@ -7,6 +7,8 @@ from torch import Tensor
 
 from longfit.cache.part import Part
 from longfit.cache.rotary import Rotary
+from longfit.cache.slow_file import Shelf
+from longfit.cache.store import Store
 
 ANGLE = "angle"
 
@@ -28,6 +30,7 @@ class Ledger:
         padding: left padding of each row, None before the first forward.
         base: rotary position of each row's next token.
         frozen: packed keys are rotated in place (decoding).
+        shelf: where the layers' slow tiers write; None before something is offloaded.
     """
 
     kept_tokens: int | None
@@ -36,6 +39,7 @@ class Ledger:
     padding: list[int] | None = None
     base: list[int] = field(default_factory=list)
     frozen: bool = False
+    shelf: Shelf | None = None
 
     def kept_limit(self, total: int) -> int:
         """Entries that a row of `total` real tokens may keep in each layer."""
@@ -51,6 +55,12 @@ class Ledger:
         n, first = part.kept, self.base[part.rows.start] - part.kept
         shape = part.store.positions.shape
         return torch.arange(first, first + n, device=part.store.positions.device).expand(shape)
+
+    def angles(self, store: Store) -> Tensor:
+        """Rotary positions [B, G, n] at which the keys of a store rest."""
+        if not self.packed:
+            return store.positions.long()
+        return store.scores[ANGLE].long() if self.frozen else torch.zeros_like(store.positions, dtype=torch.long)
 
     def freeze(self, part: Part, rotary: Rotary | None) -> None:
         """Rotate a packed part's keys to their places, in place."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from longfit.cache.rotary import Rotary
 from longfit.cache.side_index import SideIndex
+from longfit.cache.slow_tier import SlowTier
 from longfit.cache.store import Store
 
 
@@ -26,6 +27,7 @@ class Part:
         query_positions: [W] their places.
         state: running state of the method, by name, batch first.
         index: what a sparse attention keeps beside the keys; made when it first looks.
+        tier: what an offloading attention moved to the slow side; made when something first leaves.
     """
 
     rows: slice
@@ -36,6 +38,7 @@ class Part:
     query_positions: Tensor | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     index: SideIndex | None = None
+    tier: SlowTier | None = None
 
     @property
     def kept(self) -> int:
@@ -43,10 +46,15 @@ class Part:
         return 0 if self.store is None else self.store.n
 
     @property
+    def held(self) -> int:
+        """Entries that each head of the part has on the fast side, pages brought in included."""
+        return self.kept + (0 if self.tier is None else self.tier.held)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes allocated for the part: entries, remembered queries, state and index."""
+        """Bytes allocated for the part on the fast side: entries, queries, state, index and pages brought in."""
         tensors = [t for t in (self.queries, *self.state.values()) if t is not None]
-        parts = [part for part in (self.store, self.index) if part is not None]
+        parts = [part for part in (self.store, self.index, self.tier) if part is not None]
         return sum(part.nbytes for part in [*parts, *tensors])
 
     def query_heads(self, group: int) -> slice:
@@ -85,4 +93,5 @@ class Part:
             queries=None if self.queries is None else pick(self.queries),
             query_positions=self.query_positions,
             state={name: pick(t) for name, t in self.state.items()},
+            tier=None if self.tier is None else self.tier.twin(),
         )

@@ -118,6 +118,12 @@ class Store:
 
         return self.map(picked, n)
 
+    def without(self, indices: Tensor) -> "Store":
+        """A new store of the entries that are not at `indices` [B, G, N]."""
+        rest = torch.ones(self.positions.shape, dtype=torch.bool, device=indices.device).scatter_(2, indices, False)
+        others = rest.nonzero()[:, 2].view(*indices.shape[:2], -1)
+        return self.selected(others, others.shape[-1])
+
     def rows(self, index: Tensor) -> "Store":
         """A copy that holds the rows `index` [N], repeated or reordered."""
         return self.map(lambda t: t.index_select(0, index.to(t.device)), self.n)

@@ -12,6 +12,7 @@ from longfit.errors import ScoreError
 
 SCORE = "score"
 CERTAIN = 1e20  # times the position: what may not be dropped
+UNSEEN = -1e30  # divided by the position: what no query looks at any more goes before all else, the oldest first
 SINK = 1e35  # above all that: what is dropped last
 
 
@@ -64,7 +65,7 @@ def trim(
     ]
     for view, given in zip(views, scores, strict=True):
         if (dead := unreachable(view.positions, view.seen, view.state)) is not None:
-            given.masked_fill_(dead, float("-inf"))
+            put_last(given, dead, view.positions)
         if view.protected:
             given[..., -view.protected :] = float("inf")
     chosen = [indices.sort(-1).values for indices in method.select(views, scores, n_keep)]
@@ -72,6 +73,11 @@ def trim(
     if kept != n_keep * len(views):
         raise ScoreError(f"{method!r} kept {kept} entries where {n_keep * len(views)} were asked for")
     return chosen
+
+
+def put_last(scores: Tensor, dead: Tensor, positions: Tensor) -> None:
+    """Rank what no later query attends to below everything else, in place; the newest of it highest."""
+    scores.copy_(torch.where(dead, UNSEEN / (positions.float() + 1.0), scores))
 
 
 def oldest_first(scores: Tensor, positions: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class KeepAll(KVCompressor):
         Raises:
             BudgetError: entries that are still needed do not fit.
         """
-        needed = max(int((given > float("-inf")).sum(-1).max()) for given in scores)
+        needed = max(int((given >= 0).sum(-1).max()) for given in scores)  # what is not needed any more ranks below 0
         if needed > n_keep:
             raise BudgetError(
                 f"the attention looks at up to {needed:,} stored tokens a layer and the budget holds {n_keep:,}; raise "
