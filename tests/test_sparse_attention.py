@@ -6,12 +6,11 @@ import pytest
 import torch
 
 import longfit
-from longfit.attention import get, native
+from longfit.attention import code_scan, get, kernels
 from longfit.attention.base import Scene
-from longfit.attention.code_scan import code_nearness, code_products
 from longfit.attention.codes import CodeIndex, bucketed
 from longfit.attention.hadamard import hadamard, padded_size
-from longfit.attention.select import top_slots
+from longfit.attention.kernels import cpu, naive
 from longfit.cache import Part
 from longfit.cache.side_index import pack_bits
 from longfit.cache.store import Store
@@ -258,29 +257,16 @@ def test_quest_reads_three_pages_at_least() -> None:
     assert patch.choose(Layer(n=40).scene()).shape[-1] == 3 * PAGE
 
 
-@pytest.fixture
-def plain(monkeypatch):
-    """What the same call gives in plain torch."""
-
-    def call(function, *arguments):
-        with monkeypatch.context() as patched:
-            patched.setattr(native, "_library", lambda: None)
-            return function(*arguments)
-
-    return call
-
-
-@pytest.mark.parametrize(
-    ("B", "G", "R", "n", "W"), [(1, 3, 3, 129, 16), (2, 1, 9, 64, 32), (1, 2, 1, 7, 64), (1, 1, 6, 700, 4)]
-)
-def test_the_compiled_scan_is_the_plain_one(B: int, G: int, R: int, n: int, W: int, plain) -> None:
+@pytest.mark.parametrize("shape", [(1, 3, 3, 129, 16), (2, 1, 9, 64, 32), (1, 2, 1, 7, 64), (1, 1, 6, 700, 4)])
+def test_scans_compiled_and_in_plain_torch_are_the_reference(shape: tuple[int, ...]) -> None:
+    B, G, R, n, W = shape
     stored = torch.randint(0, 256, (B, G, n + 50, W), dtype=torch.uint8)[:, :, :n]
     queries, levels = torch.randn(B, G, R, 4 * W), (-1.5, -0.5, 0.4, 1.6)
     asked = torch.randint(0, 256, (B, G, R, W), dtype=torch.uint8)
-    assert torch.allclose(
-        code_products(queries, stored, levels), plain(code_products, queries, stored, levels), atol=1e-4
-    )
-    assert torch.equal(code_nearness(asked, stored), plain(code_nearness, asked, stored))
+    for way in (kernels, code_scan):
+        given = way.code_products(queries, stored, levels)
+        assert torch.allclose(given, naive.code_products(queries, stored, levels), atol=1e-4)
+        assert torch.equal(way.code_nearness(asked, stored), naive.code_nearness(asked, stored))
 
 
 @pytest.mark.parametrize("n", [1, 63, 3000, 20000])
@@ -294,22 +280,27 @@ def test_the_compiled_choice_is_the_first_of_the_highest(kind: str, n: int) -> N
     elif kind == "infinite":
         scores[..., : n // 3], scores[..., n // 2 :] = torch.inf, -torch.inf
     for k in {1, n, n // 2 or 1, min(n, 128)}:
-        slots = top_slots(scores, k)
+        slots = kernels.select_top(scores, k)
         assert torch.equal(scores.gather(-1, slots).sort(-1).values, scores.topk(k).values.sort(-1).values)
-        if native.ready(scores):
-            first = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-            assert torch.equal(slots, first.sort(-1).values)
+        if cpu.selects(scores):
+            assert torch.equal(slots.int(), naive.select_top(scores, k))
 
 
 def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch, tmp_path, caplog) -> None:
     monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
     monkeypatch.setenv("LONGFIT_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
-    native._library.cache_clear()
+    cpu._library.cache_clear()
     try:
         scene = Layer(D=64).scene()
         for _ in range(2):
             get("hadamard_topk", top_tokens=15).attend(scene)
         assert [record.levelname for record in caplog.records if "C compiler" in record.message] == ["WARNING"]
     finally:
-        native._library.cache_clear()
+        cpu._library.cache_clear()
+
+
+def test_plain_torch_can_be_asked_for(monkeypatch) -> None:
+    monkeypatch.setenv("LONGFIT_KERNELS", "plain")
+    monkeypatch.setattr(cpu, "_library", lambda: pytest.fail("compiled code was looked for"))
+    get("hadamard_topk", top_tokens=15).attend(Layer(D=64).scene())
