@@ -14,6 +14,7 @@ SLOW = {
     "query_tokens": 6,
 }
 WIDE = {
+    "block_sparse": {"pattern": "a_shape", "window_tokens": 256},
     "etc": {"window_tokens": 256, "segment_tokens": 16},
     "lm_infinite": {"window_tokens": 256},
     "longformer": {"window_tokens": 256, "global_ids": (7, 11)},
@@ -29,7 +30,9 @@ WIDE = {
     "adamas": {"top_tokens": 256, "dense_layers": 0},
     "hadamard_topk": {"top_tokens": 256, "dense_layers": 0},
 }
+# Of block_sparse the pattern that chooses by position: what the others estimate depends on the chunks.
 NARROW = {
+    "block_sparse": {"pattern": "a_shape", "block_tokens": 4, "sink_tokens": 4, "window_tokens": 8},
     "etc": {"window_tokens": 9, "segment_tokens": 14},
     "lm_infinite": {"window_tokens": 11, "global_tokens": 3, "distance_limit": 15},
     "longformer": {"window_tokens": 9, "global_positions": (0, 1), "scored_tokens": 4},
