@@ -171,6 +171,21 @@ def test_the_file_has_no_name_and_goes_with_the_last_copy(tmp_path: Path) -> Non
     assert not offloaded_files(tmp_path)
 
 
+def test_what_was_read_of_the_file_is_not_resident_memory(tmp_path: Path) -> None:
+    def resident_file_bytes() -> int:
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile"))
+        return int(line.split()[1]) * 1024
+
+    shelf, pages = SlowFile(str(tmp_path)), torch.randn(64, 2**17)  # 32 MiB
+    places = [shelf.write(page) for page in pages]
+    found, before = torch.empty(2**17), resident_file_bytes()
+    for page, place in zip(pages, places, strict=True):
+        shelf.read(place, 0, found)
+        shelf.wait()
+        assert torch.equal(found, page)
+    assert resident_file_bytes() - before < 2**21
+
+
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     patch = get("offloaded", **SLOW, folder=str(tmp_path / "nowhere"))
     with pytest.raises(OffloadError, match="nowhere"):

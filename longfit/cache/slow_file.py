@@ -30,7 +30,7 @@ class SlowFile:
 
     Written with plain writes, so that a full disk is an error here (a write into a mapping would be a bus error), and
     read through a mapping. Mapped pages count as the process's resident memory, so they are given back after each
-    read; what the system keeps of the file in its page cache is its own and is reclaimed when memory is short.
+    step; what the system keeps of the file in its page cache is its own and is reclaimed when memory is short.
 
     Args:
         folder: where the file is made; the system's temporary folder by default. In a folder that is a RAM disk
@@ -71,13 +71,13 @@ class SlowFile:
         _bytes_of(target)[:] = memoryview(self._map)[start:stop]
         if target is not into:
             into.copy_(target)
-        if hasattr(self._map, "madvise"):
-            first = start - start % mmap.PAGESIZE
-            with contextlib.suppress(OSError):
-                self._map.madvise(mmap.MADV_DONTNEED, first, stop - first)
 
     def wait(self) -> None:
-        pass
+        """Everything was read at once; the mapped pages go back."""
+        # All of them: around what is touched the kernel maps neighbours.
+        if self._map is not None and hasattr(self._map, "madvise"):
+            with contextlib.suppress(OSError):
+                self._map.madvise(mmap.MADV_DONTNEED)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SlowFile":
         memo[id(self)] = new = SlowFile(self.folder)
