@@ -7,7 +7,8 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 import longfit
-from longfit.attention import get
+from longfit.attention import get, position
+from longfit.attention.masked import attend_masked
 from longfit.errors import InputError, UnsupportedModelError
 from longfit.stream import chunk_spans
 from tests.tiny import tiny_model
@@ -222,6 +223,24 @@ def test_decoding_reads_what_is_in_sight() -> None:
         fitted = longfit.wrap(model, attention=get(name, **options), chunk_tokens=CHUNK)
         fitted.generate(ids, max_new_tokens=5, do_sample=False)
         assert fitted.fit_report.read_bytes == 4 * entries * entry
+
+
+@pytest.mark.parametrize("name", ["sliding_window", "lm_infinite", "longformer"])
+def test_prefill_computes_the_window_not_the_input(name: str, monkeypatch) -> None:
+    """Products of queries and keys grow with the window and a block's size, however long input and chunk are."""
+    computed: list[int] = []
+
+    def counted(queries, keys, *rest):
+        computed.append(keys.shape[2])
+        return attend_masked(queries, keys, *rest)
+
+    monkeypatch.setattr(position, "attend_masked", counted)
+    window = 40
+    model = tiny_model("llama", max_position_embeddings=4096)
+    fitted = longfit.wrap(model, attention=get(name, window_tokens=window), chunk_tokens=2000)
+    fitted.compress(torch.randint(8, 100, (1, 3000), generator=torch.Generator().manual_seed(3)))
+    assert max(computed) <= window + get(name).block_tokens + 10
+    assert fitted.fit_report.kept_tokens <= (window + 10) * 64 / 63 + 2
 
 
 @pytest.mark.parametrize("name", ["lm_infinite", "longformer", "etc", "zebra", "swan", "sliding_window"])

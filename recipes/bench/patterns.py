@@ -1,13 +1,16 @@
 """Prefill under attention patterns: do time and memory grow with the window or with the input?
 
     python recipes/bench/patterns.py [--model smollm2-135m] [--lengths 2048,4096,8192,16384]
-        [--patches sliding_window,lm_infinite] [--window 1024] [--chunk 1024] [--threads 1] [--out runs/patterns]
+        [--patches sliding_window,lm_infinite] [--window 1024] [--chunk 1024] [--threads 1]
+        [--layers N] [--out runs/patterns]
 
 Every cell is a fresh process: full attention and the patches in turn, at one length after the other, on the same
 ids and in chunks of the same size, so that only the attention differs. Full attention streams through longfit with
-everything kept. A small input warms the kernels up first. Printed for each cell: seconds by the clock; CPU seconds,
-which a busy machine changes less, and their ratio to full attention at the same length in the same run; the peak of
-resident memory above what was there before (Linux); bytes stored at the end. Results: docs/attention/prefill.md.
+everything kept. A small input warms the kernels up first. With `--layers` only the model's first layers run: the
+ratios are those of a whole model, as its layers are alike, and come sooner. Printed for each cell: seconds by the
+clock; CPU seconds, which a busy machine changes less, and their ratio to full attention at the same length in the same
+run; the peak of resident memory above what was there before (Linux); bytes stored at the end. Results:
+docs/attention/prefill.md.
 """
 
 from __future__ import annotations
@@ -35,6 +38,9 @@ def measure(cell: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(cell["threads"])
     model, tokenizer = longfit.load(cell["model"])
     ids = torch.randint(100, len(tokenizer) - 100, (1, cell["tokens"]), generator=torch.Generator().manual_seed(0))
+    if cell["layers"]:
+        model.model.layers = model.model.layers[: cell["layers"]]
+        model.config.num_hidden_layers = cell["layers"]
     gauges.touch_weights(model)
     how: dict[str, Any] = {"chunk_tokens": cell["chunk"], "geometry": "original"}
     if cell["attention"] == "full":
@@ -84,6 +90,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--chunk", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--layers", type=int, help="only the first so many; all by default")
     parser.add_argument("--out", type=Path, help="folder for samples.jsonl")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -102,6 +109,7 @@ def main() -> None:
                 "window": options.window,
                 "chunk": options.chunk,
                 "threads": options.threads,
+                "layers": options.layers,
             }
             result = in_fresh_process(cell)
             full = full or result
