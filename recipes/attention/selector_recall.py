@@ -185,7 +185,8 @@ def main() -> None:
                     writer.writeheader()
                 writer.writerows(rows)
             print(f"{name} {text.stem}: {time.perf_counter() - started:.0f} s", flush=True)
-    how = {key: value for key, value in vars(options).items() if key not in ("data", "output")}
+    measured = ("tokens", "queries", "every", "layers", "threads")  # models and texts: as many as the samples have
+    how = {key: getattr(options, key) for key in measured}
     report(file, options.output, {**how, "torch": torch.__version__, "machine": platform.machine()})
 
 
