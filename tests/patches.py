@@ -1,6 +1,7 @@
 """Every attention patch with two sets of options: the one list that all generic tests run over.
 
-`WIDE` options see everything in inputs of up to 200 tokens, `NARROW` ones leave most of 60 tokens out of sight.
+`WIDE` options see everything in inputs of up to 200 tokens, `NARROW` ones leave most of 60 tokens out of sight. The
+approximations are full attention only where they have nothing to approximate: a segment, or slots, for 256 tokens.
 """
 
 from longfit.attention import AttentionPatch, get
@@ -16,9 +17,12 @@ SLOW = {
 WIDE = {
     "block_sparse": {"pattern": "a_shape", "window_tokens": 256},
     "etc": {"window_tokens": 256, "segment_tokens": 16},
+    "infini": {"segment_tokens": 256},
+    "linformer": {"slots": 256},
     "lm_infinite": {"window_tokens": 256},
     "longformer": {"window_tokens": 256, "global_ids": (7, 11)},
     "longnet": {"segment_tokens": 256, "branches": 1},
+    "nystrom": {"slots": 256},
     "infllm": {"window_tokens": 256},
     "ltri": {"window_tokens": 256},
     "offloaded": {"sink_tokens": 3, "window_tokens": 16, "block_tokens": 4, "top_blocks": 60, "cached_blocks": 60},
@@ -34,9 +38,12 @@ WIDE = {
 NARROW = {
     "block_sparse": {"pattern": "a_shape", "block_tokens": 4, "sink_tokens": 4, "window_tokens": 8},
     "etc": {"window_tokens": 9, "segment_tokens": 14},
+    "infini": {"segment_tokens": 11, "memory_share": 0.3},
+    "linformer": {"slots": 6, "recent_tokens": 3, "refresh_tokens": 4},
     "lm_infinite": {"window_tokens": 11, "global_tokens": 3, "distance_limit": 15},
     "longformer": {"window_tokens": 9, "global_positions": (0, 1), "scored_tokens": 4},
     "longnet": {"segment_tokens": 6, "growth": 2, "branches": 3, "sink_tokens": 2},
+    "nystrom": {"slots": 7, "recent_tokens": 3, "refresh_tokens": 4, "sink_tokens": 2},
     "infllm": {**SLOW, "representatives": 2},
     "ltri": {**SLOW, "min_span_tokens": 2, "recent_blocks": 1},
     "offloaded": SLOW,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from longfit.attention import patterns, retrieve, sparse  # noqa: F401
+from longfit.attention import approximate, patterns, retrieve, sparse  # noqa: F401
 from longfit.attention.base import AttentionPatch, Scene, available, get
 from longfit.attention.bounded import NAMES, register
 
