@@ -56,6 +56,9 @@ class SlotPatch(AttentionPatch):
     def layer_bytes(self, tokens: int, kv_heads: int, query_heads: int, key_dim: int, dtype_bytes: int) -> int:
         return 4 * 2 * kv_heads * self.slots * key_dim
 
+    def workspace(self, kv_heads: int, query_heads: int, key_dim: int, dtype_bytes: int, chunk: int, kept: int) -> int:
+        return 4 * 3 * kv_heads * kept * key_dim
+
     def attend(self, scene: Scene) -> tuple[Tensor, Tensor]:
         n, store = scene.stored, scene.part.store
         stop = (n - self.recent_tokens) // self.refresh_tokens * self.refresh_tokens

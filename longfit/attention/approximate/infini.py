@@ -91,6 +91,12 @@ class Infini(AttentionPatch):
     def layer_bytes(self, tokens: int, kv_heads: int, query_heads: int, key_dim: int, dtype_bytes: int) -> int:
         return 4 * kv_heads * key_dim * (key_dim + 1)
 
+    def workspace(self, kv_heads: int, query_heads: int, key_dim: int, dtype_bytes: int, chunk: int, kept: int) -> int:
+        local = min(kept + chunk, self.reach(0, 1) + chunk)
+        segment = min(kept + chunk, self.segment_tokens)
+        joined = 2 * (2 * kv_heads + query_heads) * local * key_dim * dtype_bytes
+        return joined + 4 * key_dim * (4 * kv_heads * segment + 4 * query_heads * min(chunk, segment))
+
     def reach(self, layer: int, layers: int) -> int:
         return self.sink_tokens + self.segment_tokens * self.local_segments - 1
 
@@ -157,8 +163,11 @@ class Infini(AttentionPatch):
         low, first = self.local_from(start), scene.first
         span = slice(start - first, stop - first)
         asking, keys, values = (t[:, :, span] for t in (scene.queries, scene.keys, scene.values))
-        before = [(scene.keys[:, :, : span.start], scene.values[:, :, : span.start])]
-        places = torch.arange(first, start, device=keys.device).expand(*keys.shape[:2], -1)
+        near = min(max(0, low - first), span.start)
+        own = [slice(0, max(0, min(self.sink_tokens - first, near))), slice(near, span.start)]
+        before = [(_joined(scene.keys, own), _joined(scene.values, own))]
+        places = torch.cat([torch.arange(first + s.start, first + s.stop, device=keys.device) for s in own])
+        places = places.expand(*keys.shape[:2], -1)
         if scene.stored_keys is not None and scene.stored_values is not None and scene.positions is not None:
             before.insert(0, (scene.stored_keys, scene.stored_values))
             places = torch.cat([scene.positions.long(), places], 2)
@@ -169,8 +178,8 @@ class Infini(AttentionPatch):
             slots = seen[0, 0].nonzero().squeeze(-1)
             past = (past_keys[:, :, slots], past_values[:, :, slots]) if slots.numel() else None
             return attend(asking, keys, values, past, scene.scaling, scene.backend)
-        own = attend(asking, keys, values, None, scene.scaling, scene.backend)
-        return merge(*attend_some(asking, past_keys, past_values, seen.unsqueeze(2), scene.scaling), *own)
+        itself = attend(asking, keys, values, None, scene.scaling, scene.backend)
+        return merge(*attend_some(asking, past_keys, past_values, seen.unsqueeze(2), scene.scaling), *itself)
 
     def _advance(self, scene: Scene, memory: Compressive, done: int, until: int) -> Compressive:
         """Absorb the segments between two positions, one after the other."""
@@ -197,3 +206,7 @@ class Infini(AttentionPatch):
             keys = scene.rotate(keys, -turned)
         kept = (places >= start) & (places < stop) & (places >= self.sink_tokens)
         return keys, values, kept
+
+
+def _joined(entries: Tensor, stretches: list[slice]) -> Tensor:
+    return torch.cat([entries[:, :, stretch] for stretch in stretches], 2)

@@ -44,6 +44,9 @@ class Nystrom(SlotPatch):
     def layer_bytes(self, tokens: int, kv_heads: int, query_heads: int, key_dim: int, dtype_bytes: int) -> int:
         return 4 * (2 * query_heads + kv_heads) * self.slots * key_dim
 
+    def workspace(self, kv_heads: int, query_heads: int, key_dim: int, dtype_bytes: int, chunk: int, kept: int) -> int:
+        return 4 * query_heads * (2 * kept * (key_dim + self.slots) + 6 * self.slots**2)
+
     def attend(self, scene: Scene) -> tuple[Tensor, Tensor]:
         state, real = scene.part.state, max(0, scene.queries.shape[2] - scene.probe_tokens)
         if real:

@@ -86,6 +86,22 @@ class BlockSparse(AttentionPatch):
                 'choose one that does, or estimate="mean"'
             )
 
+    def workspace(self, kv_heads: int, query_heads: int, key_dim: int, dtype_bytes: int, chunk: int, kept: int) -> int:
+        entries, b = kept + chunk, self.block_tokens
+        grid = (2 * kv_heads * entries + query_heads * chunk) * key_dim * dtype_bytes
+        if self.pattern == "vertical_slash":
+            gathered, estimate = (
+                2 * entries * key_dim * dtype_bytes,
+                query_heads * entries * (LAST_QUERIES * 4 * 4 + 32),
+            )
+        elif self.pattern == "block_topk":
+            gathered = 2 * query_heads * self.top_blocks * b * key_dim * dtype_bytes
+            cells = self.stride if self.estimate == "antidiagonal" else b
+            estimate = query_heads * (entries * key_dim * dtype_bytes * 2 + 3 * 4 * chunk * entries // cells**2)
+        else:
+            gathered, estimate = 2 * kv_heads * entries * key_dim * dtype_bytes, 0
+        return grid + gathered + estimate
+
     def attend(self, scene: Scene) -> tuple[Tensor, Tensor]:
         grid = Grid.of(scene, self.block_tokens)
         scene.read_bytes += sum(t.numel() * t.element_size() for t in (grid.keys, grid.values))
