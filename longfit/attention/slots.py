@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class SlotPatch(AttentionPatch):
         refresh_tokens: up to this many more at the end do, until the next refresh.
     """
 
-    phases = ("decode",)
+    phases: ClassVar[tuple[str, ...]] = ("decode",)
 
     slots: int = 256
     sink_tokens: int = 0

@@ -10,6 +10,7 @@ summed over layers, and relative to full attention in the same run. "full" is th
 causal kernel call over the whole input, what a model without longfit makes. Attention mass is exact, from the two
 log-sum-exps, as the mean over queries of the second half, heads and layers. Inputs past the model's window (8,192 for
 SmolLM2) are read all the same: seconds hold there, the mass is that of a model out of its depth.
+The model is cut behind the last layer that is looked at.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ def recorded(model_name: str, data: Path, tokens: int, layers: tuple[int, ...]) 
             break
     else:
         raise SystemExit(f"no file under {data} has {tokens} tokens")
+    model.model.layers = model.model.layers[: max(layers) + 1]
+    model.config.num_hidden_layers = max(layers) + 1
     recorder = Recorder(layers)
     longfit.wrap(model, attention=recorder, chunk_tokens=1024, geometry="original")
     recorder = model.longfit.patch
