@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from longfit.attention.base import AttentionPatch
 from longfit.budget import MemoryBudget, ModelShape, Plan, entry_bytes, plan
-from longfit.cache import GROWTH, FitCache, Ledger
+from longfit.cache import FULL, GROWTH, FitCache, Ledger, layer_types
 from longfit.compressors import KVCompressor
 from longfit.errors import BudgetError, UnsupportedModelError
 from longfit.families import switching_window, window_of
@@ -129,7 +129,7 @@ class FitContext:
                     "the budget would hold %s tokens a layer, the model's window only %s", kept, window - chunk
                 )
                 kept = window - chunk
-            held = min(kept, tokens + new_tokens)
+            held = min(kept, tokens + new_tokens, self._most_kept())
             chunk = min(chunk, window - held)
             if chunk < min(MIN_CHUNK_TOKENS, made.chunk_tokens, tokens):
                 raise BudgetError(
@@ -140,6 +140,15 @@ class FitContext:
         cache = FitCache(self.config, decoder, self.method, ledger, window, self.patch)
         cache.chunk_tokens = chunk
         return cache
+
+    def _most_kept(self) -> int:
+        """Entries that any full-attention layer holds at most because its attention sees no more."""
+        if self.patch is None:
+            return ANY_LENGTH
+        types, _ = layer_types(self.config)
+        full = [place for place, kind in enumerate(types) if kind == FULL]
+        patch, n = self.patch, len(types)
+        return max(patch.most_kept(place, n) if patch.covers(place, n) else ANY_LENGTH for place in full)
 
     def _packed(self, length: int, window: int) -> bool:
         own = self.geometry or self.method.geometry

@@ -102,6 +102,14 @@ def test_beams_memories_and_chunks_of_any_size(name: str) -> None:
     assert torch.equal(whole[:, 64:], first[:, 16:])
 
 
+def test_a_window_alone_takes_inputs_past_the_trained_window() -> None:
+    """512 positions were trained; nothing names a budget, the window is one."""
+    fitted = longfit.wrap(tiny_model("llama"), attention="sliding_window", window_tokens=40, chunk_tokens=64)
+    generated(fitted, prompt(1, 900))
+    assert fitted.fit_report.geometry == "packed"
+    assert fitted.fit_report.kept_tokens <= fitted.longfit.patch.most_kept(0, 2)
+
+
 def test_names_and_options_are_checked() -> None:
     model = tiny_model("llama")
     with pytest.raises(UnknownNameError, match="sliding_window"):

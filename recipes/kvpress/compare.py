@@ -157,6 +157,7 @@ def _scored(recipe: Recipe, reader: Any, cell: Cell, sample: Sample, line: dict[
     held = {"tokens_in": tokens, "kept_tokens": line["kept_tokens"], "kv_bytes": line["kv_bytes"]}
     # Another process and environment: its times do not belong beside ours, so they count as shared.
     more = {"full_kv_bytes": reader.full_kv_bytes(tokens), "peak_bytes": None, "shared_prefill": True}
+    more |= {"read_bytes_per_token": None}
     return record_of(get_task(recipe.suite, sample.task), sample, cell, outcome) | held | more
 
 
