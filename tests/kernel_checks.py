@@ -137,22 +137,22 @@ def attend_passes_over_missing(device: str) -> None:
         assert error(given, expected) < 1e-5
 
 
-def a_model_decodes_with_kernels(device: str) -> None:
+def a_model_decodes(selector: str, names: str, device: str) -> None:
     import longfit
     from longfit.attention.kernels import dispatch
     from tests.tiny import tiny_model
 
     ids = torch.randint(3, 100, (1, 40), generator=torch.Generator().manual_seed(5)).to(device)
     model = tiny_model("llama").to(device)
-    fitted = longfit.wrap(model, attention="topk", top_tokens=7, dense_layers=0)
+    fitted = longfit.wrap(model, attention=selector, top_tokens=7, dense_layers=0)
     logits = {}
-    for names in ("scan,top,attend", "plain"):
-        os.environ[dispatch.VARIABLE] = names
-        assert dispatch.available(device) == (names != "plain")
+    for allowed in (names, "plain"):
+        os.environ[dispatch.VARIABLE] = allowed
+        assert dispatch.available(device) == (allowed != "plain")
         out = fitted.generate(ids, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True)
-        logits[names] = torch.stack(out.logits)
+        logits[allowed] = torch.stack(out.logits)
     del os.environ[dispatch.VARIABLE]
-    assert error(logits["scan,top,attend"], logits["plain"]) < 1e-4
+    assert error(logits[names], logits["plain"]) < 1e-4
 
 
 CHECKS: dict[str, Callable[[str], None]] = {
@@ -162,7 +162,10 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "top: infinities, NaN, both zeros": top_of_special_numbers,
     **{f"attend: {name}": lambda device, heads=heads: attend(*heads, device) for name, heads in HEADS.items()},
     "attend: slots below zero": attend_passes_over_missing,
-    "a model decodes": a_model_decodes_with_kernels,
+    "a model decodes with topk": lambda device: a_model_decodes("topk", "scan,top,attend", device),
+    "a model decodes with hadamard_topk": lambda device: a_model_decodes("hadamard_topk", "scan,top,attend", device),
+    # Distances have ties, among which torch.topk takes others than the kernel does.
+    "a model decodes with adamas": lambda device: a_model_decodes("adamas", "scan,attend", device),
 }
 
 
