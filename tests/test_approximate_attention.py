@@ -192,7 +192,7 @@ def test_linformer_is_attention_to_projected_keys(projection, shape) -> None:
 
 
 def test_nystrom_is_the_product_of_its_three_factors() -> None:
-    options = {"slots": 8, "recent_tokens": 5, "refresh_tokens": 4, "iterations": 6}
+    options = {"slots": 8, "sink_tokens": 0, "recent_tokens": 5, "refresh_tokens": 4, "iterations": 6}
     everything, outs, last = in_chunks(decoding(get("nystrom", **options)), 1, 4, 2, 60, 6, 59)
     keys, values = whole(everything)
     queries = everything.queries.double()
@@ -255,7 +255,9 @@ def test_segment_means_of_uneven_stretches() -> None:
 @pytest.mark.parametrize("name", ["linformer", "nystrom"])
 def test_slots_are_made_anew_only_when_enough_was_stored(name: str) -> None:
     ids = torch.randint(3, 100, (1, 80), generator=torch.Generator().manual_seed(1))
-    model = longfit.wrap(tiny_model("llama"), attention=name, slots=8, recent_tokens=4, refresh_tokens=16)
+    model = longfit.wrap(
+        tiny_model("llama"), attention=name, slots=8, sink_tokens=0, recent_tokens=4, refresh_tokens=16
+    )
     made, make = [], type(model.longfit.patch).make
 
     def counted(scene, keys, values):

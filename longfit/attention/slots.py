@@ -31,7 +31,7 @@ class SlotPatch(AttentionPatch):
     phases: ClassVar[tuple[str, ...]] = ("decode",)
 
     slots: int = 256
-    sink_tokens: int = 0
+    sink_tokens: int = 4
     recent_tokens: int = 64
     refresh_tokens: int = 64
 
