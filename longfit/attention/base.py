@@ -4,7 +4,6 @@ A patch is one class in one file: it says which keys a query attends to, or how.
 padding, head budgets, what is stored and what is counted are done elsewhere, once, for all.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from longfit.attention.partial import attend
 from longfit.cache import Part
-from longfit.errors import InputError, UnknownNameError
+from longfit.errors import InputError
+from longfit.registry import make
 
 EVERYTHING = 2**40
 SLACK = 64  # decoding makes room for a 64th of a layer's limit at a time, see BoundedLayer.make_room
@@ -204,14 +204,7 @@ def get(name: str, **options: Any) -> AttentionPatch:
         UnknownNameError: no such patch; the message suggests the nearest.
         InputError: an option that the patch does not have.
     """
-    if name not in _REGISTRY:
-        near = difflib.get_close_matches(name, _REGISTRY, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(_REGISTRY))}"
-        raise UnknownNameError(f"no attention is called {name!r}; {hint}")
-    known = {f.name for f in fields(_REGISTRY[name])}
-    if unknown := sorted(set(options) - known):
-        raise InputError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(sorted(known)) or 'none'}")
-    return _REGISTRY[name](**options)
+    return make("attention", _REGISTRY, name, options)
 
 
 def _bytes(tensor: Tensor) -> int:

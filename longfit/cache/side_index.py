@@ -68,10 +68,6 @@ class Rows:
         self.buffer[:, :, self.n : end] = new
         self.n = end
 
-    def cut(self, n: int) -> None:
-        """Forget all but the first n."""
-        self.n = n
-
 
 def pack_bits(codes: Tensor) -> Tensor:
     """Four 2-bit codes a byte: [..., D] uint8 in 0..3 to [..., D / 4]; code i of a byte sits at bits 2i and 2i + 1.

@@ -4,7 +4,6 @@ A method is one class in one file: it declares what it needs and writes `score()
 candidates, choosing, gathering, positions, padding, batches and budgets are done elsewhere, once, for all.
 """
 
-import difflib
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 
 from longfit.cache import SINK, View
-from longfit.errors import BudgetError, InputError, UnknownNameError
+from longfit.errors import BudgetError, InputError
+from longfit.registry import make
 
 _REGISTRY: dict[str, type["KVCompressor"]] = {}
 
@@ -179,14 +179,7 @@ def get(name: str, **options: Any) -> KVCompressor:
         UnknownNameError: no such compressor; the message suggests the nearest.
         InputError: an option that the compressor does not have.
     """
-    if name not in _REGISTRY:
-        near = difflib.get_close_matches(name, _REGISTRY, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(_REGISTRY))}"
-        raise UnknownNameError(f"no compressor is called {name!r}; {hint}")
-    known = {f.name for f in fields(_REGISTRY[name])}
-    if unknown := sorted(set(options) - known):
-        raise InputError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(sorted(known)) or 'none'}")
-    return _REGISTRY[name](**options)
+    return make("compressor", _REGISTRY, name, options)
 
 
 def value_norms(view: View) -> Tensor:
