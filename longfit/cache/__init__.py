@@ -1,6 +1,6 @@
 """Cache layers that hold a memory budget."""
 
-from longfit.cache.fit import FULL, FitCache, layer_types
+from longfit.cache.fit import FULL, SLIDING, FitCache, layer_types
 from longfit.cache.layer import HANDLE, BoundedLayer, Look
 from longfit.cache.ledger import Ledger
 from longfit.cache.part import Part
@@ -21,6 +21,7 @@ __all__ = [
     "HANDLE",
     "SCORE",
     "SINK",
+    "SLIDING",
     "BoundedLayer",
     "FitCache",
     "Ledger",

@@ -1,0 +1,139 @@
+"""LoRA adapters on the base model, through PEFT: which one acts is said for a stretch of code, never left on."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from torch import nn
+
+from longfit.errors import FingerprintError, UnsupportedModelError
+
+# The projections of the families that longfit tests; PEFT takes those that a model has.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FUSED = ("qkv_proj", "gate_up_proj", "query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+WEIGHTS = "adapter_model.safetensors"
+
+
+class Adapters:
+    """Named LoRA adapters of one model, all off outside `using()`.
+
+    With every adapter off the model computes what it computed before, bit for bit. `remove()` takes them out again.
+
+    Args:
+        model: the model; its linear layers get PEFT's wrappers.
+        ranks: rank by adapter name.
+        alpha: scale over rank, for all: alpha = 2 rank unless given.
+        targets: names of the linear layers; those of the model's family if left out.
+
+    Raises:
+        UnsupportedModelError: the model has adapters already, or none of the layers.
+    """
+
+    def __init__(
+        self, model: Any, ranks: Mapping[str, int], alpha: float | None = None, targets: tuple[str, ...] | None = None
+    ) -> None:
+        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has adapters already; merge them (merge_and_unload) or unload them before a "
+                "learned compressor adds its own"
+            )
+        self.model, self.peft = model, None
+        self._trainable: dict[str, bool] = {}
+        wanted = set(targets or PROJECTIONS + FUSED)
+        found = sorted(
+            {
+                name.rpartition(".")[2]
+                for name, module in model.named_modules()
+                if isinstance(module, nn.Linear) and name.rpartition(".")[2] in wanted
+            }
+        )
+        if ranks and not found:
+            raise UnsupportedModelError(f"{type(model).__name__} has none of the layers {', '.join(sorted(wanted))}")
+        frozen = {name: p.requires_grad for name, p in model.named_parameters()}
+        for name, rank in ranks.items():
+            config = LoraConfig(r=rank, lora_alpha=int(alpha or 2 * rank), target_modules=found, bias="none")
+            if self.peft is None:
+                self.peft = get_peft_model(model, config, adapter_name=name)
+            else:
+                self.peft.add_adapter(name, config)
+            self._trainable[name] = True
+        # PEFT freezes the base; that is for whoever trains to decide.
+        for name, parameter in model.named_parameters():
+            known = name.replace(".base_layer.", ".")
+            if known in frozen:
+                parameter.requires_grad_(frozen[known])
+        self._layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self._switch(None)
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """Inside, the adapter `name` acts, or none; a name that is not there acts as none."""
+        before = self._acting
+        self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def _switch(self, name: str | None) -> None:
+        self._acting = name if name in self._trainable else None
+        for layer in self._layers:
+            if self._acting is None:
+                layer.enable_adapters(False)
+            else:
+                layer.set_adapter(self._acting)
+                layer.enable_adapters(True)
+        # PEFT ties requires_grad to what acts; a graph that was built before must still reach its weights.
+        for adapter, trainable in self._trainable.items():
+            for parameter in self.parameters(adapter):
+                parameter.requires_grad_(trainable)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._trainable)
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """The weights of one adapter."""
+        marked = (f".{name}.", f".{name}")
+        return [
+            parameter
+            for layer in self._layers
+            for key, parameter in layer.named_parameters()
+            if "base_layer" not in key and (marked[0] in f".{key}" or key.endswith(marked[1]))
+        ]
+
+    def save(self, folder: Path) -> None:
+        """One folder per adapter, in PEFT's format."""
+        if self.peft is not None:
+            self.peft.save_pretrained(str(folder), selected_adapters=self.names)
+
+    def load(self, folder: Path) -> None:
+        """The weights that `save` wrote.
+
+        Raises:
+            FingerprintError: they do not fit this model or these ranks.
+        """
+        for name in self.names:
+            state = load_file(folder / name / WEIGHTS)
+            assert self.peft is not None
+            own = get_peft_model_state_dict(self.peft, adapter_name=name)
+            wrong = [key for key in own.keys() | state.keys() if key not in own or key not in state]
+            wrong += [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+            if wrong:
+                raise FingerprintError(
+                    f"the adapter in {folder / name} does not fit this model: {len(wrong)} tensors differ, "
+                    f"{sorted(wrong)[0]} among them"
+                )
+            set_peft_model_state_dict(self.peft, state, adapter_name=name)
+
+    def remove(self) -> None:
+        """Take PEFT's wrappers out of the model again."""
+        if isinstance(self.peft, PeftModel):
+            with torch.no_grad():
+                self.peft.unload()
+        self.peft, self._layers, self._trainable = None, [], {}

@@ -1,0 +1,222 @@
+"""The contract of learned compressors, and their registry.
+
+A method is one class in one file: what it trains, how a segment becomes slots (`encode`) and, where that is not the
+ordinary way, how the reader uses them (`read`). Cutting a context into segments, the reader's cache, generation,
+training, saving and loading are done elsewhere, once, for all.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from longfit.compressors.soft.adapters import Adapters
+from longfit.compressors.soft.backbone import Backbone
+from longfit.compressors.soft.encoded import Encoded
+from longfit.compressors.soft.layout import segment_spans
+from longfit.errors import InputError
+
+_REGISTRY: dict[str, type["LearnedCompressor"]] = {}
+ENCODER, READER = "encoder", "reader"
+
+
+@dataclass
+class LearnedCompressor:
+    """Base of every method that turns a stretch of context into fewer slots which a causal LM then reads.
+
+    Declarations (class attributes):
+        name, source, summary: as for every compressor.
+        memory: where slots enter: "kv" (keys and values of every layer), "soft" (input embeddings) or "cross" (states
+            that injected cross-attention reads).
+        trains: what training moves, in words.
+        left_out: what of the paper is not here, in words.
+        needs_training: without trained weights its slots say nothing, so it refuses to run untrained.
+        recurrent: a segment is encoded in sight of the memory so far.
+        query_aware: the memory depends on the question (and is good for no other).
+        adapters: the LoRA adapters it has: "encoder", "reader".
+        losses: weights of the losses that the paper trains with, for recipes that name none.
+
+    Attributes (options):
+        ratio: tokens of the context for each slot.
+        segment_tokens: the longest stretch that is encoded at once.
+        window_tokens: last tokens of a context that stay raw, next to what is asked.
+        sink_tokens: first tokens of a context that stay raw.
+        rank: of the LoRA adapters; 0 for none.
+        adapter: trained weights: a folder, or a name that longfit ships; "untrained" to run with initial weights.
+    """
+
+    name: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    memory: ClassVar[str] = "kv"
+    trains: ClassVar[str] = ""
+    left_out: ClassVar[str] = ""
+    needs_training: ClassVar[bool] = True
+    recurrent: ClassVar[bool] = False
+    query_aware: ClassVar[bool] = False
+    adapters_used: ClassVar[tuple[str, ...]] = (ENCODER,)
+    losses: ClassVar[dict[str, float]] = {"kl": 1.0}
+
+    ratio: int = 4
+    segment_tokens: int = 1024
+    window_tokens: int = 16
+    sink_tokens: int = 1
+    rank: int = 16
+    adapter: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.name and "name" in cls.__dict__:
+            _REGISTRY[cls.name] = cls
+
+    def __post_init__(self) -> None:
+        for option, least in (
+            ("ratio", 1),
+            ("segment_tokens", 1),
+            ("window_tokens", 0 if self.memory == "soft" else 1),
+            ("sink_tokens", 0),
+            ("rank", 0),
+        ):
+            if getattr(self, option) < least:
+                raise InputError(f"{self.name}: {option} has to be at least {least}, got {getattr(self, option)}")
+
+    # -- what a method writes -------------------------------------------------------------------------------------
+
+    def make(self, backbone: Backbone) -> nn.ModuleDict:
+        """The method's own trained modules, in fp32 (adapters come from `adapters_used`)."""
+        return nn.ModuleDict()
+
+    def encode(self, ids: Tensor, past: Encoded | None, ratio: int) -> Encoded:
+        """The context so far with one more segment.
+
+        Args:
+            ids: [B, n] the segment.
+            past: the context before it; None at the start.
+            ratio: tokens for each slot.
+        """
+        raise NotImplementedError
+
+    def read(self, encoded: Encoded, ids: Tensor, first: int = 1, cue: str | None = None) -> Tensor:
+        """Logits [B, T - first, V] that predict `ids[:, first:]` from the context and the ids before.
+
+        Args:
+            ids: [B, T] what follows the context.
+            first: the first token to predict. 0 needs something that predicts it: soft slots or a cue.
+            cue: name of a learned embedding between context and ids (methods that have cues).
+
+        Raises:
+            InputError: `first` is 0 with neither.
+        """
+        embeds = self.backbone.embed(ids)
+        before = encoded.soft.to(embeds.dtype) if encoded.soft is not None else embeds[:, :0]
+        if cue is not None:
+            before = torch.cat([before, self.cue(cue, embeds)], 1)
+        M = before.shape[1]
+        if first == 0 and M == 0:
+            raise InputError(f"{self.name}: nothing stands before the first token; keep one raw token or give a cue")
+        start = 0 if encoded.soft is not None else encoded.next_position
+        embeds = torch.cat([before, embeds], 1)
+        positions = torch.arange(start, start + embeds.shape[1], device=ids.device)
+        with self.reading(encoded):
+            given = self.backbone.run(embeds, positions, past=encoded.layers, past_bias=self.slot_bias(encoded))
+        return self.backbone.logits(given.hidden[:, M + first - 1 : -1])
+
+    def slot_bias(self, encoded: Encoded) -> Tensor | None:
+        """[B, P] added to the reader's attention logits of past entries while training; None for nothing."""
+        return None
+
+    def auxiliary(self, encoded: Encoded, ids: Tensor, ratio: int) -> dict[str, Tensor]:
+        """Losses of the method's own, by name, for the context `ids` [B, n] that became `encoded`."""
+        return {}
+
+    @contextmanager
+    def reading(self, encoded: Encoded | None) -> Iterator[None]:
+        """Inside, the model reads: its adapter acts, and what the method injects into it is there."""
+        with self.lora.using(READER):
+            yield
+
+    # -- what all of them have ------------------------------------------------------------------------------------
+
+    def bind(self, model: Any) -> "LearnedCompressor":
+        """Make the modules and adapters for a model. `release` takes them away again."""
+        self.backbone = Backbone(model)
+        ranks = {name: self.rank for name in self.adapters_used} if self.rank else {}
+        self.modules = self.make(self.backbone).to(self.backbone.device)
+        self.lora = self.make_adapters(model, ranks)
+        return self
+
+    def make_adapters(self, model: Any, ranks: dict[str, int]) -> Adapters:
+        """The LoRA adapters; methods that encode with another model put the encoder's there."""
+        return Adapters(model, ranks)
+
+    def release(self) -> None:
+        """Take everything out of the model that `bind` put there."""
+        self.lora.remove()
+
+    def copy(self) -> "LearnedCompressor":
+        """The same options, bound to nothing."""
+        return copy.copy(self)
+
+    def encoding(self) -> Any:
+        """Inside, the encoder's adapter acts."""
+        return self.lora.using(ENCODER)
+
+    def compress(self, ids: Tensor, past: Encoded | None = None, ratio: int | None = None) -> Encoded:
+        """A whole context [B, n], segment by segment, after what `past` holds."""
+        encoded = past
+        for start, stop in segment_spans(ids.shape[1], self.segment_tokens):
+            encoded = self.encode(ids[:, start:stop], encoded, ratio or self.ratio)
+        if encoded is None:
+            raise InputError(f"{self.name}: the context is empty")
+        return encoded
+
+    def cue(self, name: str, like: Tensor) -> Tensor:
+        """The learned embedding [B, 1, E] called `name`.
+
+        Raises:
+            InputError: the method has none of that name.
+        """
+        cues = self.modules["cues"] if "cues" in self.modules else {}
+        if name not in cues:
+            raise InputError(f"{self.name} has no cue {name!r}; it has {', '.join(cues) or 'none'}")
+        return cues[name](like.shape[0], like.dtype)
+
+    @property
+    def cues(self) -> list[str]:
+        return list(self.modules["cues"]) if "cues" in self.modules else []
+
+    def slots_for(self, tokens: int, ratio: int | None = None) -> int:
+        """Slots and sinks that a context of `tokens` tokens becomes."""
+        ratio = ratio or self.ratio
+        spans = segment_spans(tokens, self.segment_tokens)
+        total = sum(-(-(stop - start - (self.sink_tokens if start == 0 else 0)) // ratio) for start, stop in spans)
+        return min(tokens, self.sink_tokens) + max(0, total)
+
+    def ratios(self) -> tuple[int, ...]:
+        """Ratios that may be used: those the weights were trained for, or only the method's own."""
+        return self.trained_ratios or (self.ratio,)
+
+    trained_ratios: ClassVar[tuple[int, ...]] = ()
+
+    def parameters(self) -> dict[str, list[nn.Parameter]]:
+        """What training moves, by group: "encoder", "reader" (adapters) and the method's own modules by name."""
+        groups = {name: self.lora.parameters(name) for name in self.lora.names}
+        groups |= {name: list(module.parameters()) for name, module in self.modules.items()}
+        return {name: given for name, given in groups.items() if given}
+
+    def options(self) -> dict[str, Any]:
+        """The method's options by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def cut_sinks(self, ids: Tensor, past: Encoded | None) -> int:
+        """How many of a segment's first tokens are sinks: those of the first segment only."""
+        return 0 if past is not None else min(self.sink_tokens, ids.shape[1])
+
+
+def available() -> dict[str, type[LearnedCompressor]]:
+    """All registered learned compressors by name."""
+    return dict(sorted(_REGISTRY.items()))

@@ -1,0 +1,105 @@
+"""What a context becomes: slots, keys and values, or states, with their places. Differentiable, so training uses it."""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Entries(NamedTuple):
+    """Keys [B, G, M, D] and values [B, G, M, Dv] of one layer, the keys rotated at `positions` [M]."""
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+
+    def join(self, later: "Entries") -> "Entries":
+        """Both, one after the other."""
+        return Entries(
+            torch.cat([self.keys, later.keys], 2),
+            torch.cat([self.values, later.values], 2),
+            torch.cat([self.positions, later.positions]),
+        )
+
+    def pick(self, slots: Tensor) -> "Entries":
+        """The entries at `slots` [N]."""
+        return Entries(self.keys[:, :, slots], self.values[:, :, slots], self.positions[slots])
+
+    def last(self, n: int) -> "Entries":
+        """The last `n`, or all where there are fewer."""
+        start = max(0, self.positions.shape[0] - n)
+        return Entries(self.keys[:, :, start:], self.values[:, :, start:], self.positions[start:])
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A compressed context, for the reader. B rows of the same length, M slots.
+
+    One of `soft`, `layers` and `states` says where the slots enter.
+
+    Attributes:
+        tokens_in: tokens of the context, sinks included.
+        sources: [M, 2] for each slot the first token of the context that it stands for, and the one after the last.
+        next_position: rotary position of the token that follows the context.
+        soft: [B, M, E] input embeddings, at rotary positions 0 to M - 1.
+        layers: keys and values of every layer; sliding layers hold the raw entries of their window.
+        states: [B, M, Es] for cross-attention.
+    """
+
+    tokens_in: int
+    sources: Tensor
+    next_position: int
+    soft: Tensor | None = None
+    layers: tuple[Entries, ...] | None = None
+    states: Tensor | None = None
+
+    @property
+    def slots(self) -> int:
+        """M."""
+        return int(self.sources.shape[0])
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        if self.layers is not None:
+            return int(self.layers[0].keys.shape[0])
+        given = self.soft if self.soft is not None else self.states
+        assert given is not None
+        return int(given.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what the reader is handed."""
+        tensors = [t for t in (self.soft, self.states) if t is not None]
+        tensors += [t for entries in self.layers or () for t in entries[:2]]
+        return sum(t.nbytes for t in tensors)
+
+    def row(self, index: int) -> "Encoded":
+        """One row alone."""
+        at = slice(index, index + 1)
+        return replace(
+            self,
+            soft=None if self.soft is None else self.soft[at],
+            layers=None
+            if self.layers is None
+            else tuple(Entries(k[at], v[at], positions) for k, v, positions in self.layers),
+            states=None if self.states is None else self.states[at],
+        )
+
+    def detach(self) -> "Encoded":
+        """The same values, cut from the graph that made them."""
+        return replace(
+            self,
+            soft=None if self.soft is None else self.soft.detach(),
+            layers=None
+            if self.layers is None
+            else tuple(Entries(k.detach(), v.detach(), positions) for k, v, positions in self.layers),
+            states=None if self.states is None else self.states.detach(),
+        )
+
+
+def spans_of(groups: Tensor, offset: int = 0) -> Tensor:
+    """Source spans [M, 2] of slots that stand for consecutive groups of `groups` [M] tokens each."""
+    stops = groups.cumsum(0) + offset
+    return torch.stack([stops - groups, stops], 1)
