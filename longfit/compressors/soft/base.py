@@ -6,6 +6,7 @@ training, saving and loading are done elsewhere, once, for all.
 """
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from longfit.compressors.soft import artifact
 from longfit.compressors.soft.adapters import Adapters
 from longfit.compressors.soft.backbone import Backbone
 from longfit.compressors.soft.encoded import Encoded
@@ -142,12 +144,44 @@ class LearnedCompressor:
     # -- what all of them have ------------------------------------------------------------------------------------
 
     def bind(self, model: Any) -> "LearnedCompressor":
-        """Make the modules and adapters for a model. `release` takes them away again."""
+        """Make the modules and adapters for a model, with the trained weights that `adapter` names. `release` takes
+        them away again.
+
+        Options that are at their defaults become those of the trained weights.
+
+        Raises:
+            InputError: the method needs trained weights and `adapter` names none.
+            LoadError, FingerprintError: the trained weights are damaged, or another model's or method's.
+        """
+        trained = self._trained(model)
         self.backbone = Backbone(model)
         ranks = {name: self.rank for name in self.adapters_used} if self.rank else {}
         self.modules = self.make(self.backbone).to(self.backbone.device)
         self.lora = self.make_adapters(model, ranks)
+        self._trained_ratios: tuple[int, ...] = ()
+        if trained is not None:
+            try:
+                trained.load_into(self)
+            except Exception:
+                self.release()
+                raise
+            self._trained_ratios = trained.trained_ratios
         return self
+
+    def _trained(self, model: Any) -> artifact.Artifact | None:
+        """The trained weights that `adapter` names, checked against the model; None to start with initial weights."""
+        if self.adapter is None and self.needs_training:
+            fitting = ", ".join(artifact.shipped_for(self.name, model)) or "none for this model"
+            raise InputError(
+                f"{self.name} says nothing untrained: give adapter= a folder that `longfit train` wrote, or a name "
+                f'that longfit ships ({fitting}); "untrained" runs it with initial weights'
+            )
+        if self.adapter is None or self.adapter == artifact.UNTRAINED:
+            return None
+        found = artifact.find(self.adapter)
+        found.check_base(model)
+        found.adopt(self)
+        return found
 
     def make_adapters(self, model: Any, ranks: dict[str, int]) -> Adapters:
         """The LoRA adapters; methods that encode with another model put the encoder's there."""
@@ -167,9 +201,12 @@ class LearnedCompressor:
 
     def compress(self, ids: Tensor, past: Encoded | None = None, ratio: int | None = None) -> Encoded:
         """A whole context [B, n], segment by segment, after what `past` holds."""
-        encoded = past
+        encoded, ratio = past, ratio or self.ratio
+        if self.trained_ratios and ratio not in self.trained_ratios:
+            known = ", ".join(map(str, self.trained_ratios))
+            warnings.warn(f"{self.name}: the adapter was trained for {known} tokens a slot, not for {ratio}")
         for start, stop in segment_spans(ids.shape[1], self.segment_tokens):
-            encoded = self.encode(ids[:, start:stop], encoded, ratio or self.ratio)
+            encoded = self.encode(ids[:, start:stop], encoded, ratio)
         if encoded is None:
             raise InputError(f"{self.name}: the context is empty")
         return encoded
@@ -200,7 +237,10 @@ class LearnedCompressor:
         """Ratios that may be used: those the weights were trained for, or only the method's own."""
         return self.trained_ratios or (self.ratio,)
 
-    trained_ratios: ClassVar[tuple[int, ...]] = ()
+    @property
+    def trained_ratios(self) -> tuple[int, ...]:
+        """Ratios that the loaded weights were trained for; none without an adapter."""
+        return getattr(self, "_trained_ratios", ())
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         """What training moves, by group: "encoder", "reader" (adapters) and the method's own modules by name."""
