@@ -115,7 +115,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_only_damaged_ones_are_an_error(
     assert f"{last.name} is damaged" in capsys.readouterr().err
     for folder in (tmp_path / "checkpoints").iterdir():
         (folder / "state.json").write_text("{", encoding="utf-8")
-    with pytest.raises(TrainingError, match="all checkpoints in .* are damaged"):
+    with pytest.raises(TrainingError, match=r"all checkpoints in .* are damaged"):
         train(tmp_path, recipe(steps=8))
     assert first.name == "step-000002"
 

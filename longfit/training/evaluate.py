@@ -67,13 +67,13 @@ def evaluate(
 
 
 def sets_of(sources: Sequence[Source]) -> dict[str, Source]:
-    """What is evaluated, by name: lookup by the kind of its facts, everything else as it is trained on."""
+    """What is evaluated, by name: lookup by the kind of its facts (6 of 8 at most), the rest as trained on."""
     found: dict[str, Source] = {}
     for source in sources:
         if isinstance(source, Lookup):
             for kind in source.kinds:
                 own = copy.copy(source)
-                own.kinds, own.asked = {kind: 1.0}, min(source.asked, 6)
+                own.kinds, own.facts, own.asked = {kind: 1.0}, min(source.facts, 8), min(source.asked, 6)
                 found.setdefault(f"lookup/{kind}", own)
         else:
             name = source.kind if source.kind not in found else f"{source.kind}-{len(found)}"

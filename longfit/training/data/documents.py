@@ -17,6 +17,9 @@ from longfit.training.data.episode import EVAL, TRAIN
 
 PIECE_CHARACTERS = 20_000
 EVAL_PERCENT = 5
+BYTES_PER_TOKEN = 4
+ROUNDED = 64
+TRIES = 200
 # wikitext marks an article's title with one equals sign on each side, its sections with more.
 _WIKITEXT_TITLE = re.compile(r" = [^=].*[^=] = \n")
 
@@ -121,29 +124,33 @@ class Pool:
     ) -> None:
         self.documents, self.tokenizer = documents, tokenizer
         self.long_factor, self.long_tokens = long_factor, long_tokens
+        # A text has at most one token a byte.
+        self._bytes = [len(document.text.encode()) for document in documents]
         self._ids: dict[int, list[int]] = {}
         self._chances: dict[int, tuple[list[int], list[float]]] = {}
 
     def window(self, rng: random.Random, tokens: int) -> tuple[list[int], Document]:
-        """`tokens` consecutive tokens of one document, and the document.
+        """`tokens` consecutive tokens of one document, and the document; what is drawn depends on `rng` alone.
 
         Raises:
             DataError: no document is that long.
         """
-        fitting, chances = self._fitting(tokens)
-        while fitting:
+        fitting, chances = self._at_least(tokens // ROUNDED * ROUNDED)
+        for _ in range(TRIES if fitting else 0):
             number = fitting[bisect_right(chances, rng.random() * chances[-1])]
-            ids = self.ids(number)
-            if len(ids) >= tokens:
-                start = rng.randrange(len(ids) - tokens + 1)
-                return ids[start : start + tokens], self.documents[number]
-            # It is shorter than its characters promised.
-            self._drop(tokens, number)
-            fitting, chances = self._chances[tokens]
+            if len(self.ids(number)) >= tokens:
+                return self._cut(rng, number, tokens)
+        if fitting := [number for number in fitting if len(self.ids(number)) >= tokens]:
+            return self._cut(rng, rng.choice(fitting), tokens)
         raise DataError(
             f"none of the {len(self.documents)} documents has {tokens} tokens; give longer ones or lower "
             "context_tokens and target_tokens"
         )
+
+    def _cut(self, rng: random.Random, number: int, tokens: int) -> tuple[list[int], Document]:
+        ids = self.ids(number)
+        start = rng.randrange(len(ids) - tokens + 1)
+        return ids[start : start + tokens], self.documents[number]
 
     def ids(self, number: int) -> list[int]:
         """[n] tokens of a document."""
@@ -151,19 +158,14 @@ class Pool:
             self._ids[number] = tokens_of(self.tokenizer, self.documents[number].text)
         return self._ids[number]
 
-    def _fitting(self, tokens: int) -> tuple[list[int], list[float]]:
-        """Numbers of the documents that seem long enough, and their chances, summed up."""
-        if tokens not in self._chances:
-            self._weigh(tokens, [n for n, document in enumerate(self.documents) if len(document.text) >= 2 * tokens])
-        return self._chances[tokens]
-
-    def _weigh(self, tokens: int, numbers: list[int]) -> None:
-        lengths = [len(self.documents[n].text) / 4 for n in numbers]
-        chances = [length * (self.long_factor if length >= self.long_tokens else 1.0) for length in lengths]
-        self._chances[tokens] = numbers, list(accumulate(chances))
-
-    def _drop(self, tokens: int, number: int) -> None:
-        self._weigh(tokens, [n for n in self._chances[tokens][0] if n != number])
+    def _at_least(self, size: int) -> tuple[list[int], list[float]]:
+        """Numbers of the documents with that many bytes, and their chances, summed up."""
+        if size not in self._chances:
+            numbers = [number for number, length in enumerate(self._bytes) if length >= max(1, size)]
+            lengths = [self._bytes[number] / BYTES_PER_TOKEN for number in numbers]
+            chances = [length * (self.long_factor if length >= self.long_tokens else 1.0) for length in lengths]
+            self._chances[size] = numbers, list(accumulate(chances))
+        return self._chances[size]
 
 
 def tokens_of(tokenizer: Any, text: str) -> list[int]:
