@@ -54,6 +54,8 @@ class Student(nn.Module):
     def __init__(self, compressor: LearnedCompressor, options: LossOptions) -> None:
         super().__init__()
         self.model: nn.Module = compressor.backbone.model
+        # A method that encodes with another model has its adapters there.
+        self.encoder = compressor.lora.model if compressor.lora.model is not self.model else None
         self.own = compressor.modules
         self.compressor, self.options = compressor, options
         self.requires_grad_(False)
