@@ -114,9 +114,8 @@ def _gathered(accelerator: Accelerator, student: nn.Module, optimizer: Any) -> t
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-        weights: dict[str, Any]
-        weights, moments = get_state_dict(student, optimizer.optimizer, options=options)
-        return {name: tensor.contiguous() for name, tensor in weights.items()}, dict(moments)
+        found: Any = get_state_dict(student, optimizer.optimizer, options=options)
+        return {name: tensor.contiguous() for name, tensor in found[0].items()}, dict(found[1])
     plain = accelerator.unwrap_model(student)
     own = {name: p.detach().cpu().contiguous() for name, p in plain.named_parameters() if p.requires_grad}
     return own, optimizer.state_dict()
