@@ -67,7 +67,8 @@ class Adapters:
             known = name.replace(".base_layer.", ".")
             if known in frozen:
                 parameter.requires_grad_(frozen[known])
-        self._layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self._layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self._acting: str | None = next(iter(self._trainable), None)  # PEFT leaves an adapter on
         self._switch(None)
 
     @contextmanager
@@ -81,7 +82,10 @@ class Adapters:
             self._switch(before)
 
     def _switch(self, name: str | None) -> None:
-        self._acting = name if name in self._trainable else None
+        wanted = name if name in self._trainable else None
+        if wanted == self._acting:
+            return
+        self._acting = wanted
         for layer in self._layers:
             if self._acting is None:
                 layer.enable_adapters(False)

@@ -47,7 +47,7 @@ class Backbone:
         self.model = model
         self.decoder: Any = model.get_decoder()
         self.types, arguments = layer_types(model.config)
-        self.windows = [given.get("sliding_window") for given in arguments]
+        self.windows: list[int | None] = [given.get("sliding_window") for given in arguments]
         backend = (model.config._attn_implementation or "eager").removeprefix("longfit_")
         if backend not in ("eager", "sdpa"):
             raise UnsupportedFeatureError(

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -180,14 +180,14 @@ class LearnedCompressor:
         Raises:
             InputError: the method has none of that name.
         """
-        cues = self.modules["cues"] if "cues" in self.modules else {}
-        if name not in cues:
-            raise InputError(f"{self.name} has no cue {name!r}; it has {', '.join(cues) or 'none'}")
-        return cues[name](like.shape[0], like.dtype)
+        if name not in self.cues:
+            raise InputError(f"{self.name} has no cue {name!r}; it has {', '.join(self.cues) or 'none'}")
+        return cast(nn.ModuleDict, self.modules["cues"])[name](like.shape[0], like.dtype)
 
     @property
     def cues(self) -> list[str]:
-        return list(self.modules["cues"]) if "cues" in self.modules else []
+        """Names of the learned embeddings that may stand between context and ids."""
+        return list(cast(nn.ModuleDict, self.modules["cues"])) if "cues" in self.modules else []
 
     def slots_for(self, tokens: int, ratio: int | None = None) -> int:
         """Slots and sinks that a context of `tokens` tokens becomes."""

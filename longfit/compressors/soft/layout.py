@@ -12,7 +12,7 @@ def segment_spans(tokens: int, segment_tokens: int) -> list[tuple[int, int]]:
 
 
 def random_spans(tokens: int, segments: int, max_tokens: int, rng: random.Random) -> list[tuple[int, int]]:
-    """Segments with random boundaries (AutoCompressor's training; min_len = ceil((tokens - max) / (n - 1)), 2 at least)."""
+    """Segments with random boundaries, as AutoCompressor trains: of ceil((tokens - max) / (n - 1)) tokens at least."""
     if segments == 1:
         return [(0, tokens)]
     low = max(-(-(tokens - max_tokens) // (segments - 1)), 2)

@@ -1,6 +1,7 @@
 """Strided fine-KV: of each group of tokens the last one's keys and values stay."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class StridedKV(LearnedCompressor):
     needs_training = False
     recurrent = True
     adapters_used = (ENCODER,)
-    losses = {"kl": 1.0, "ce": 1.0}
+    losses: ClassVar[dict[str, float]] = {"kl": 1.0, "ce": 1.0}
 
     def encode(self, ids: Tensor, past: Encoded | None, ratio: int) -> Encoded:
         sinks, first = self.cut_sinks(ids, past), 0 if past is None else past.tokens_in
@@ -48,11 +49,10 @@ class StridedKV(LearnedCompressor):
         """`entries` at `kept` after the past ones; sliding layers keep the raw entries of their window."""
         layers = []
         for index, new in enumerate(entries):
-            window = self.backbone.windows[index]
-            sliding = self.backbone.types[index] == SLIDING and window is not None
+            window = self.backbone.windows[index] if self.backbone.types[index] == SLIDING else None
             before = past.layers[index] if past is not None and past.layers is not None else None
-            chosen = new if sliding else new.pick(kept)
+            chosen = new.pick(kept) if window is None else new
             joined = chosen if before is None else before.join(chosen)
-            layers.append(joined.last(window - 1) if sliding else joined)
+            layers.append(joined if window is None else joined.last(window - 1))
         sources = spans if past is None else torch.cat([past.sources, spans])
         return Encoded(seen, sources, seen, layers=tuple(layers))
