@@ -49,8 +49,7 @@ class Memory:
         return f"Memory(tokens_in={self.tokens_in}, kept_tokens={self.kept_tokens:.0f}, kv_bytes={self.kv_bytes})"
 
 
-def fingerprint(config: Any, method: Any, patch: Any = None) -> str:
-    """Model family, sizes, method and attention, in one line."""
-    return f"{config.model_type}/{config.num_hidden_layers}x{config.hidden_size}/{config._name_or_path} {method!r}" + (
-        "" if patch is None else f" {patch!r}"
-    )
+def fingerprint(config: Any, method: Any, patch: Any = None, encoder: Any = None) -> str:
+    """Model family, sizes, method, attention and learned compressor, in one line."""
+    base = f"{config.model_type}/{config.num_hidden_layers}x{config.hidden_size}/{config._name_or_path} {method!r}"
+    return base + ("" if patch is None else f" {patch!r}") + ("" if encoder is None else f" {encoder.fingerprint()}")

@@ -6,6 +6,7 @@ training, saving and loading are done elsewhere, once, for all.
 """
 
 import copy
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -22,6 +23,7 @@ from longfit.errors import InputError
 
 _REGISTRY: dict[str, type["LearnedCompressor"]] = {}
 ENCODER, READER = "encoder", "reader"
+HIGHEST_RATIO = 128
 
 
 @dataclass
@@ -34,6 +36,8 @@ class LearnedCompressor:
             that injected cross-attention reads).
         trains: what training moves, in words.
         left_out: what of the paper is not here, in words.
+        packed: keys and values (memory "kv") stand at positions 0 to M - 1, and the reader goes on at M; else they keep
+            those of the text. Soft slots are packed by nature.
         needs_training: without trained weights its slots say nothing, so it refuses to run untrained.
         recurrent: a segment is encoded in sight of the memory so far.
         query_aware: the memory depends on the question (and is good for no other).
@@ -55,6 +59,7 @@ class LearnedCompressor:
     memory: ClassVar[str] = "kv"
     trains: ClassVar[str] = ""
     left_out: ClassVar[str] = ""
+    packed: ClassVar[bool] = False
     needs_training: ClassVar[bool] = True
     recurrent: ClassVar[bool] = False
     query_aware: ClassVar[bool] = False
@@ -144,6 +149,7 @@ class LearnedCompressor:
     def bind(self, model: Any) -> "LearnedCompressor":
         """Make the modules and adapters for a model. `release` takes them away again."""
         self.backbone = Backbone(model)
+        self.trained_ratios: tuple[int, ...] = ()
         ranks = {name: self.rank for name in self.adapters_used} if self.rank else {}
         self.modules = self.make(self.backbone).to(self.backbone.device)
         self.lora = self.make_adapters(model, ranks)
@@ -185,6 +191,11 @@ class LearnedCompressor:
         return cast(nn.ModuleDict, self.modules["cues"])[name](like.shape[0], like.dtype)
 
     @property
+    def packs(self) -> bool:
+        """The reader's positions are packed."""
+        return self.packed or self.memory != "kv"
+
+    @property
     def cues(self) -> list[str]:
         """Names of the learned embeddings that may stand between context and ids."""
         return list(cast(nn.ModuleDict, self.modules["cues"])) if "cues" in self.modules else []
@@ -197,10 +208,10 @@ class LearnedCompressor:
         return min(tokens, self.sink_tokens) + max(0, total)
 
     def ratios(self) -> tuple[int, ...]:
-        """Ratios that may be used: those the weights were trained for, or only the method's own."""
-        return self.trained_ratios or (self.ratio,)
-
-    trained_ratios: ClassVar[tuple[int, ...]] = ()
+        """Ratios that may be used, ascending: those the weights were trained for, or from its own up without any."""
+        if self.trained_ratios:
+            return tuple(sorted(self.trained_ratios))
+        return (self.ratio,) if self.needs_training else tuple(range(self.ratio, self.ratio + HIGHEST_RATIO))
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         """What training moves, by group: "encoder", "reader" (adapters) and the method's own modules by name."""
@@ -211,6 +222,16 @@ class LearnedCompressor:
     def options(self) -> dict[str, Any]:
         """The method's options by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def fingerprint(self) -> str:
+        """The method, its options and a hash of its trained weights, in one line."""
+        digest = hashlib.sha256()
+        for name, group in sorted(self.parameters().items()):
+            for parameter in group:
+                digest.update(f"{name}{tuple(parameter.shape)}".encode())
+                digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+        options = {name: value for name, value in self.options().items() if name != "adapter"}
+        return f"{self.name}{options} {digest.hexdigest()[:16]}"
 
     def cut_sinks(self, ids: Tensor, past: Encoded | None) -> int:
         """How many of a segment's first tokens are sinks: those of the first segment only."""

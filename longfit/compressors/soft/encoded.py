@@ -1,5 +1,6 @@
 """What a context becomes: slots, keys and values, or states, with their places. Differentiable, so training uses it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -75,28 +76,28 @@ class Encoded:
         tensors += [t for entries in self.layers or () for t in entries[:2]]
         return sum(t.nbytes for t in tensors)
 
-    def row(self, index: int) -> "Encoded":
-        """One row alone."""
-        at = slice(index, index + 1)
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Encoded":
+        """The same with every tensor that has rows changed."""
         return replace(
             self,
-            soft=None if self.soft is None else self.soft[at],
+            soft=None if self.soft is None else change(self.soft),
             layers=None
             if self.layers is None
-            else tuple(Entries(k[at], v[at], positions) for k, v, positions in self.layers),
-            states=None if self.states is None else self.states[at],
+            else tuple(Entries(change(k), change(v), positions) for k, v, positions in self.layers),
+            states=None if self.states is None else change(self.states),
         )
+
+    def row(self, index: int) -> "Encoded":
+        """One row alone."""
+        return self.mapped(lambda t: t[index : index + 1])
+
+    def repeated(self, repeats: int) -> "Encoded":
+        """Every row `repeats` times."""
+        return self.mapped(lambda t: t.repeat_interleave(repeats, 0))
 
     def detach(self) -> "Encoded":
         """The same values, cut from the graph that made them."""
-        return replace(
-            self,
-            soft=None if self.soft is None else self.soft.detach(),
-            layers=None
-            if self.layers is None
-            else tuple(Entries(k.detach(), v.detach(), positions) for k, v, positions in self.layers),
-            states=None if self.states is None else self.states.detach(),
-        )
+        return self.mapped(lambda t: t.detach())
 
 
 def spans_of(groups: Tensor, offset: int = 0) -> Tensor:
