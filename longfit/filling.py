@@ -58,7 +58,7 @@ def share(
     least = encoder.slots_for(context, ratio) + rest
     raise BudgetError(
         f"{tokens:,} tokens become {least:,} at {encoder.name}'s highest ratio of {ratio}, and the budget holds "
-        f'{limit:,} a layer; the smallest that would do is "{least} tokens", or name an adapter trained for a higher ratio'
+        f'{limit:,} a layer; the smallest that would do is "{least} tokens", or an adapter trained for a higher ratio'
     )
 
 
@@ -103,6 +103,8 @@ def place_encoded(
     if encoder.memory == "soft":
         slots, before = _padded([given for _, given in encoded])
         cache.ledger.apart = len(encoded) > 1
+        if len(encoded) == 1:
+            cache.encoded = encoded[0][1]
         read_slots(slots, before)
         stand_for(cache, [(rows, given.sources[:, 1] - 1) for rows, given in encoded], padding, columns)
         return

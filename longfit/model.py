@@ -17,7 +17,7 @@ from longfit.attention import NAMES, AttentionPatch
 from longfit.budget import MemoryBudget, ModelShape
 from longfit.cache import FULL, FitCache, layer_types
 from longfit.calls import check_ids, prompt_of, refuse, setting
-from longfit.compressors import KeepAll, KVCompressor, LearnedCompressor, get
+from longfit.compressors import Encoded, KeepAll, KVCompressor, LearnedCompressor, get
 from longfit.context import FitContext
 from longfit.errors import InputError, LongfitError, UnsupportedFeatureError, UnsupportedModelError
 from longfit.families import TESTED, base_implementation, check, decoder_of, same_as_base, text_config
@@ -113,9 +113,13 @@ class FitMixin:
         self.longfit.report = self._report(cache, meter.peak_bytes())
         return Memory(cache, cache.tokens_in, self._fingerprint())
 
-    def _fingerprint(self) -> str:
-        context = self.longfit
-        return fingerprint(context.config, context.method, context.patch, context.encoder)
+    def _fingerprint(self) -> dict[str, str]:
+        return fingerprint(self, self.longfit)
+
+    @torch.no_grad()
+    def _reread(self, cache: FitCache, encoded: Encoded, ids: Tensor) -> None:
+        """Read saved soft slots, and the ids after them, into an empty cache."""
+        _stream(self, cache).read_again(encoded, ids)
 
     def _cache_for(
         self, ids: Tensor, kwargs: dict[str, Any], memory: Memory | None, question_tokens: int | None

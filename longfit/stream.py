@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from longfit.cache import FitCache
-from longfit.compressors import KeepAll, LearnedCompressor
+from longfit.compressors import Encoded, KeepAll, LearnedCompressor
 from longfit.errors import InputError, UnsupportedFeatureError
-from longfit.filling import fill, share
+from longfit.filling import fill, place_encoded, share
 
 
 @dataclass
@@ -135,7 +135,18 @@ class Stream:
         if name != "input_ids":
             raise UnsupportedFeatureError(f"{encoder.name} compresses token ids; inputs_embeds have none")
         fill(encoder, cache, tokens[:, : made.context], padding, made.ratio, self._read_slots)
+        if cache.encoded is not None and cache.encoded.soft is not None:
+            cache.raw_ids = tokens[:, made.context :]
         return tokens[:, made.context :]
+
+    def read_again(self, encoded: Encoded, ids: Tensor) -> None:
+        """Read soft slots and the ids [B, T] after them into an empty cache, as they were read at first."""
+        assert self.encoder is not None
+        rows = slice(0, encoded.rows)
+        padding = [0] * encoded.rows
+        place_encoded(self.encoder, self.cache, [(rows, encoded)], padding, encoded.tokens_in, self._read_slots)
+        self.cache.raw_ids = ids
+        self.fill({"input_ids": ids})
 
     def _read_slots(self, slots: Tensor, padding: list[int]) -> None:
         """Read embeddings [B, M, E], left-padded, into the empty cache as tokens."""

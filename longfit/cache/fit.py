@@ -33,7 +33,9 @@ class FitCache(Cache):
         patch: the attention of the full-attention layers, None for full attention.
 
     Attributes:
-        encoded: what a learned compressor made of the context that this cache stands for; None without one.
+        encoded: what a learned compressor made of the context (slots and states; keys and values are in the layers
+            only); None without one.
+        raw_ids: [B, T] the ids that were read raw after soft slots, from which slots can be read again.
 
     Raises:
         UnsupportedModelError: a layer type is neither full nor sliding attention.
@@ -56,6 +58,7 @@ class FitCache(Cache):
         self.chunk_tokens = 1
         self.question_aware = False
         self.encoded: Any = None
+        self.raw_ids: Tensor | None = None
         self.prefill_seconds = self.decode_seconds = 0.0
         layers: list[BoundedLayer | SlidingLayer] = []
         for place, (kind, kwargs) in enumerate(zip(types, arguments, strict=True)):
