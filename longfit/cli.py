@@ -163,7 +163,9 @@ def ask(
     patch = None if attention is None else _patch(attention, option if compressor is None else None)
     named = compressor or ("snapkv" if patch is None else None)
     method = None if named is None else _method(named, option)
-    limit = _budget(budget, total) if named is not None or budget or total else None
+    # A learned compressor has a ratio of its own.
+    own = named is None or hasattr(method, "ratio")
+    limit = None if own and not budget and not total else _budget(budget, total)
     text = read_text(document)
     loaded, tokenizer = load(model, dtype=dtype, progress=not as_json)
     wrap(loaded, method, budget=limit, chunk_tokens=chunk_tokens, attention=patch)
