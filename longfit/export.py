@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from longfit.cache import BoundedLayer
-from longfit.errors import InputError, UnsupportedFeatureError
+from longfit.errors import InputError, UnknownNameError, UnsupportedFeatureError
 from longfit.families import text_config
 from longfit.memory import Memory
 
@@ -163,3 +163,17 @@ def export_cartridge(memory: Memory, model: Any, folder: Path, base: str | None 
     facts = {"tokens_in": memory.tokens_in, "virtual_tokens": M, "fingerprint": memory.fingerprint}
     (folder / "longfit.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     return [folder / name for name in ("adapter_config.json", "adapter_model.safetensors", "longfit.json")]
+
+
+EXPORTERS = {"cartridge": export_cartridge, "vllm-prompt-embeds": export_prompt_embeds}
+
+
+def exporter(name: str) -> Any:
+    """What writes a memory for the engine `name`.
+
+    Raises:
+        UnknownNameError: no such engine.
+    """
+    if name not in EXPORTERS:
+        raise UnknownNameError(f"memories are exported to {' or '.join(EXPORTERS)}, not to {name!r}")
+    return EXPORTERS[name]

@@ -46,10 +46,13 @@ class Memory:
         check_same(self.fingerprint, fingerprint)
         return self.cache.fork()
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
+    def save(self, folder: str | os.PathLike[str], about: dict[str, Any] | None = None) -> Path:
         """Write the memory to a folder (`context.json` and a safetensors file), whole or not at all.
 
         What is saved of soft slots is the slots, not the keys and values that the model makes of them.
+
+        Args:
+            about: anything else that JSON can hold, to be found again with `longfit info`.
 
         Raises:
             UnsupportedFeatureError: a part of it is on a slow tier.
@@ -57,7 +60,7 @@ class Memory:
         """
         from longfit.memory_file import write
 
-        return write(self, Path(folder))
+        return write(self, Path(folder), about or {})
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], model: Any) -> "Memory":

@@ -27,13 +27,14 @@ CONTEXT = "context.json"
 TENSORS = re.compile(r"tensors-[0-9a-f]{32}\.safetensors")
 
 
-def write(memory: Memory, folder: Path) -> Path:
+def write(memory: Memory, folder: Path, about: dict[str, Any]) -> Path:
     """See `Memory.save`."""
     if folder.exists() and not folder.is_dir():
         raise MemoryFileError(f"{folder} is a file; give a folder for the memory")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONTEXT).is_file():
         raise MemoryFileError(f"{folder} holds other files; give a new folder for the memory")
     facts, tensors = _taken_apart(memory)
+    facts["about"] = about
     folder.mkdir(parents=True, exist_ok=True)
     name = f"tensors-{uuid.uuid4().hex}.safetensors"
     part = folder / f"{CONTEXT}.{uuid.uuid4().hex}.part"
@@ -87,13 +88,27 @@ def information(folder: Path) -> dict[str, Any]:
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         version = facts.get("format") if isinstance(facts, dict) else None
         raise MemoryFileError(f"{path} has format {version}; this version reads format {FORMAT}")
-    known = {"tensors": str, "sha256": str, "fingerprint": dict, "tokens_in": int, "cache": dict}
+    known = {"tensors": str, "sha256": str, "fingerprint": dict, "tokens_in": int, "cache": dict, "about": dict}
     for key, kind in known.items():
         if not isinstance(facts.get(key), kind):
             raise MemoryFileError(f"{path} lacks {key}")
     if not TENSORS.fullmatch(facts["tensors"]):
         raise MemoryFileError(f"{path} names {facts['tensors']!r}, which is not a file that longfit writes")
     return facts
+
+
+def is_memory(place: str) -> bool:
+    """Whether a path is a folder that holds a memory."""
+    return (Path(place) / CONTEXT).is_file()
+
+
+def described(facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The facts of a memory that a reader wants to see."""
+    shown: dict[str, Any] = {"document": facts["about"].get("document")}
+    shown |= {name: facts[name] for name in ("tokens_in", "kept_tokens", "kv_bytes") if name in facts}
+    shown["file_bytes"] = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    shown |= {**facts["fingerprint"], "longfit": facts.get("longfit")}
+    return {key: value for key, value in shown.items() if value is not None}
 
 
 def _sha256(path: Path) -> str:
