@@ -29,13 +29,19 @@ class Adapters:
         ranks: rank by adapter name.
         alpha: scale over rank, for all: alpha = 2 rank unless given.
         targets: names of the linear layers; those of the model's family if left out.
+        layers: only the first so many of the model's layers; all if left out.
 
     Raises:
         UnsupportedModelError: the model has adapters already, or none of the layers.
     """
 
     def __init__(
-        self, model: Any, ranks: Mapping[str, int], alpha: float | None = None, targets: tuple[str, ...] | None = None
+        self,
+        model: Any,
+        ranks: Mapping[str, int],
+        alpha: float | None = None,
+        targets: tuple[str, ...] | None = None,
+        layers: int | None = None,
     ) -> None:
         if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise UnsupportedModelError(
@@ -56,7 +62,13 @@ class Adapters:
             raise UnsupportedModelError(f"{type(model).__name__} has none of the layers {', '.join(sorted(wanted))}")
         frozen = {name: p.requires_grad for name, p in model.named_parameters()}
         for name, rank in ranks.items():
-            config = LoraConfig(r=rank, lora_alpha=int(alpha or 2 * rank), target_modules=found, bias="none")
+            config = LoraConfig(
+                r=rank,
+                lora_alpha=int(alpha or 2 * rank),
+                target_modules=found,
+                bias="none",
+                layers_to_transform=None if layers is None else list(range(layers)),
+            )
             if self.peft is None:
                 self.peft = get_peft_model(model, config, adapter_name=name)
             else:
