@@ -1,5 +1,6 @@
 """ARC-Encoder: an LM without its top reads both ways; its last layer asks with the mean of each group of tokens."""
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -107,7 +108,7 @@ class Arc(SlotCompressor):
             tokenizer: its tokenizer; the one that lies with the model if left out.
             train_encoder: whether what it calls its parameters includes the shared encoder's.
         """
-        other = self.copy()
+        other = copy.copy(self)
         if other.encoder_tokenizer is None:
             other.encoder_tokenizer = reader_tokenizer(self.tokenizer, self.backbone.model, self.name)
         other.tokenizer, other.train_encoder, other.owns_encoder = tokenizer, train_encoder, False

@@ -1,5 +1,6 @@
 """One layer of a causal LM with fewer queries than keys: the queries are means, the keys are what they always were."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -76,10 +77,8 @@ def run_pooled(
         additive: whether the model's attention wants masks that are added (eager).
     """
     capture, m = _Capture(), weights.shape[1]
-    try:
+    with suppress(_Got):
         layer(hidden, **with_cache(arguments, capture))
-    except _Got:
-        pass
     assert capture.got is not None
     pooled = (weights.to(hidden.device) @ hidden.float()).to(hidden.dtype)
     mask = seen[:, None, None].expand(-1, 1, m, -1)
