@@ -231,3 +231,23 @@ def test_options_name_the_encoder_and_mistakes_are_told():
         bound("arc", tiny_model("llama"), cut_layers=2)
     with pytest.raises(InputError, match="give tokenizer="):
         bound("arc", tiny_model("llama"), cut_layers=1, encoder=(tiny_llama(), tiny_tokenizer()))
+
+
+@pytest.mark.real
+@torch.no_grad()
+def test_a_real_encoder_serves_two_real_readers(smollm2, gemma3):
+    (small, letters), (gemma, pieces) = smollm2, gemma3
+    first = available()["arc"](encoder="smollm2-135m", tokenizer=letters, ratio=4, rank=4).bind(small)
+    second = first.for_reader(gemma, pieces, train_encoder=False)
+    assert first.kept_layers == 28 and first.source_tokenizer is None and second.source_tokenizer is pieces
+    text = "The harbour town woke slowly under a pale grey sky while the fishermen mended their nets."
+    for method, tokenizer in ((first, letters), (second, pieces)):
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        encoded = method.compress(ids)
+        assert encoded.slots == method.slots_for(ids.shape[1]) <= ids.shape[1] / 4 + 2
+        assert encoded.soft.shape[-1] == method.backbone.width
+        logits = method.read(encoded, ids, first=0, cue="ae")
+        assert torch.isfinite(logits).all()
+        sizes = rms(encoded.soft[:, 1:]).mean() / rms(method.backbone.embed(ids)).mean()
+        assert 0.3 < sizes < 3  # slots are as large as the embeddings that the reader knows
+    first.release()

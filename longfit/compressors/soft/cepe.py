@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from longfit.compressors.soft.adapters import Adapters
 from longfit.compressors.soft.backbone import Backbone
-from longfit.compressors.soft.cross import CrossAttention, Read, attention_of, injected
+from longfit.compressors.soft.cross import Change, CrossAttention, Read, attention_of, injected
 from longfit.compressors.soft.encoded import Encoded, spans_of
 from longfit.compressors.soft.layout import pool, stride_sizes
 from longfit.compressors.soft.modules import rms
@@ -74,11 +74,9 @@ class CEPE(StateCompressor):
         return pool(hidden / rms(hidden), sizes).to(given.hidden.dtype), spans_of(sizes)
 
     def attached(self, states: Tensor) -> AbstractContextManager[None]:
-        return injected(
-            self.backbone.layers,
-            {index: Read(cross, states) for index, cross in enumerate(self.modules["cross"])},
-            "after_attention",
-        )
+        crosses: Any = self.modules["cross"]
+        added: dict[int, Change] = {index: Read(cross, states) for index, cross in enumerate(crosses)}
+        return injected(self.backbone.layers, added, "after_attention")
 
 
 def cross_like(backbone: Backbone, layer: int) -> CrossAttention:

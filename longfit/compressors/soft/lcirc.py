@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from longfit.compressors.soft.backbone import Backbone
-from longfit.compressors.soft.cross import GatedCross, Read, injected
+from longfit.compressors.soft.cross import Change, GatedCross, Read, injected
 from longfit.compressors.soft.embeddings import embedding_size
 from longfit.compressors.soft.encoded import Encoded
 from longfit.compressors.soft.layout import segment_spans
@@ -100,7 +100,7 @@ class LCIRC(StateCompressor):
 
     def attached(self, states: Tensor) -> AbstractContextManager[None]:
         blocks: Any = self.modules["blocks"]
-        changes = {
+        changes: dict[int, Change] = {
             layer: Read(block.attention, states, block) for layer, block in zip(self.before, blocks, strict=True)
         }
         return injected(self.backbone.layers, changes, "before")

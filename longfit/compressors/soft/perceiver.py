@@ -1,5 +1,7 @@
 """A perceiver: a few latents read a segment's embeddings through cross-attention, layer after layer."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -43,7 +45,9 @@ class Perceiver(nn.Module):
     def forward(self, latents: Tensor, embeds: Tensor) -> Tensor:
         """Latents [B, K, E] that have read the embeddings [B, n, E] of a segment."""
         placed = embeds.float() + self.positions[: embeds.shape[1]]
-        for attention, forward in zip(self.attentions, self.forwards, strict=True):
+        layers: Any = zip(self.attentions, self.forwards, strict=True)
+        for attention, forward in layers:
             latents = latents + attention(latents, *attention.project(placed))
             latents = latents + forward(latents)
-        return self.norm(latents)
+        latents = self.norm(latents)
+        return latents

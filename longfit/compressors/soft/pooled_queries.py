@@ -85,7 +85,7 @@ def run_pooled(
     if additive:
         added = torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device)
         mask = added.masked_fill(~mask, torch.finfo(hidden.dtype).min)
-    changed = {"attention_mask": mask}
+    changed: dict[str, Any] = {"attention_mask": mask}
     if arguments.get("position_embeddings") is not None:
         changed["position_embeddings"] = tuple(table[:, :m] for table in arguments["position_embeddings"])
     if arguments.get("position_ids") is not None:

@@ -29,8 +29,8 @@ class AttentionPool(nn.Module):
         """[N, queries, width] from states [N, T, width], of which bool `seen` [N, T] count."""
         states = states.float()
         seeds = self.seeds.expand(states.shape[0], -1, -1)
-        split = (self._split(part) for part in (self.query(seeds), self.key(states), self.value(states)))
-        gathered = nn.functional.scaled_dot_product_attention(*split, attn_mask=seen[:, None, None])
+        query, keys, values = (self._split(part) for part in (self.query(seeds), self.key(states), self.value(states)))
+        gathered = nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=seen[:, None, None])
         pooled = self.after_attention(seeds + self.out(gathered.transpose(1, 2).flatten(2)))
         return self.after_forward(pooled + self.forward_out(nn.functional.gelu(self.forward_in(pooled))))
 
