@@ -132,11 +132,13 @@ def test_nothing_is_left_on_the_model_outside_reading_and_after():
 
 
 @torch.no_grad()
-def test_one_row_of_memory_serves_several_rows():
+def test_a_row_of_memory_serves_the_beams_that_read_it():
     method = cepe()
-    encoded, ids = method.compress(token_ids(rows=1, seed=4)), token_ids()
+    encoded, ids = method.compress(token_ids(seed=4)), token_ids(rows=4)
     together = method.read(encoded, ids)
-    torch.testing.assert_close(together[1:], method.read(encoded, ids[1:]), atol=1e-5, rtol=1e-5)
+    for row in range(4):
+        alone = method.read(encoded.row(row // 2), ids[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_mistakes_are_told():

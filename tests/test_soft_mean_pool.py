@@ -42,12 +42,14 @@ def test_the_last_token_changes_the_first_slot(attention):
 
 
 def test_several_ratios_share_one_pass():
-    method = bound("mean_pool")
-    ids = token_ids()
-    together = method.slots_by_ratio(ids, (2, 4, 8))
-    for ratio, (slots, sizes) in together.items():
-        assert torch.equal(slots, method.slots(ids, ratio)[0])
-        assert sizes.sum() == ids.shape[1]
+    method = bound("mean_pool", segment_tokens=10)
+    ids = token_ids(tokens=25)
+    together = method.compress_by_ratio(ids, (2, 4, 8))
+    assert list(together) == [2, 4, 8]
+    for ratio, encoded in together.items():
+        alone = method.compress(ids, ratio=ratio)
+        assert torch.equal(encoded.soft, alone.soft) and torch.equal(encoded.sources, alone.sources)
+    assert method.compress_by_ratio(ids[:, :1], (2,))[2].slots == 1
 
 
 def test_untrained_slots_are_mean_embeddings():

@@ -50,10 +50,11 @@ class CrossAttention(nn.Module):
         return keys, values
 
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """[B, T, E] in fp32 from hidden states [B, T, E]; one row of keys serves every row."""
+        """[B, T, E] in fp32 from hidden states [B, T, E]; a row of keys serves B / rows rows, as beams are laid out."""
         query = self.query(self.norm(hidden.float())).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        B = query.shape[0]
-        keys, values = keys.expand(B, -1, -1, -1), values.expand(B, -1, -1, -1)
+        beams = query.shape[0] // keys.shape[0]
+        if beams > 1:
+            keys, values = keys.repeat_interleave(beams, 0), values.repeat_interleave(beams, 0)
         out = nn.functional.scaled_dot_product_attention(query, keys, values, enable_gqa=self.heads != self.groups)
         return self.out(out.transpose(1, 2).flatten(2))
 

@@ -1,6 +1,6 @@
 """Mean pooling: the same LM reads both ways, and the mean of each group's last hidden states is a slot."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +11,8 @@ from longfit.compressors.soft.adapters import Adapters
 from longfit.compressors.soft.backbone import Backbone
 from longfit.compressors.soft.base import ENCODER, READER
 from longfit.compressors.soft.embeddings import embedding_size
-from longfit.compressors.soft.layout import pool, stride_sizes
+from longfit.compressors.soft.encoded import Encoded
+from longfit.compressors.soft.layout import pool, segment_spans, stride_sizes
 from longfit.compressors.soft.modules import Projector
 from longfit.compressors.soft.slots import SlotCompressor
 
@@ -23,7 +24,7 @@ class MeanPool(SlotCompressor):
 
     Source: Feldman and Artzi 2025, "Simple Context Compression": LoRA of rank 16, contexts of up to 1,024 tokens,
     trained by nothing but the KL divergence to the same model with the whole context, for several ratios at each step
-    (`slots_by_ratio` shares the encoder's pass between them).
+    (`compress_by_ratio` shares the encoder's pass between them).
 
     Deviations: the linear map is matched in size and starts at zero on top of the mean of the group's own token
     embeddings, so that an untrained slot is an average token instead of a vector twenty times too large; sliding layers
@@ -55,7 +56,17 @@ class MeanPool(SlotCompressor):
     def slots(self, ids: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
         return self.slots_by_ratio(ids, (ratio,))[ratio]
 
-    def slots_by_ratio(self, ids: Tensor, ratios: Iterable[int]) -> dict[int, tuple[Tensor, Tensor]]:
+    def compress_by_ratio(self, ids: Tensor, ratios: Sequence[int]) -> dict[int, Encoded]:
+        """`compress` of a whole context [B, n] for several ratios, each segment read once."""
+        encoded: dict[int, Encoded] = {}
+        for start, stop in segment_spans(ids.shape[1], self.segment_tokens):
+            segment = ids[:, start:stop]
+            rest = segment[:, self.sink_tokens if start == 0 else 0 :]
+            made = self.slots_by_ratio(rest, ratios) if rest.shape[1] else {}
+            encoded = {ratio: self.joined(segment, encoded.get(ratio), made.get(ratio)) for ratio in ratios}
+        return encoded
+
+    def slots_by_ratio(self, ids: Tensor, ratios: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
         """Slots [B, m, E] and group sizes [m] for each ratio, from one pass over ids [B, n]."""
         embeds, n = self.backbone.embed(ids), ids.shape[1]
         both_ways = torch.ones(n, n, dtype=torch.bool, device=ids.device)

@@ -24,13 +24,18 @@ class SlotCompressor(LearnedCompressor):
         raise NotImplementedError
 
     def encode(self, ids: Tensor, past: Encoded | None, ratio: int) -> Encoded:
+        sinks = self.cut_sinks(ids, past)
+        made = self.slots(ids[:, sinks:], ratio) if ids.shape[1] > sinks else None
+        return self.joined(ids, past, made)
+
+    def joined(self, ids: Tensor, past: Encoded | None, made: tuple[Tensor, Tensor] | None) -> Encoded:
+        """The context so far with the segment ids [B, n], of which all but the sinks became `made` (see `slots`)."""
         sinks, first = self.cut_sinks(ids, past), 0 if past is None else past.tokens_in
         soft = self.backbone.embed(ids[:, :sinks])
         sources = spans_of(torch.ones(sinks, dtype=torch.long), first)
-        if ids.shape[1] > sinks:
-            made, sizes = self.slots(ids[:, sinks:], ratio)
-            soft = torch.cat([soft, made.to(soft.dtype)], 1)
-            sources = torch.cat([sources, spans_of(sizes, first + sinks)])
+        if made is not None:
+            soft = torch.cat([soft, made[0].to(soft.dtype)], 1)
+            sources = torch.cat([sources, spans_of(made[1], first + sinks)])
         if past is not None:
             assert past.soft is not None
             soft, sources = torch.cat([past.soft, soft], 1), torch.cat([past.sources, sources])
