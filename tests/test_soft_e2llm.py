@@ -189,3 +189,20 @@ def test_the_packaged_encoder_tells_meanings_apart():
     far = torch.nn.functional.cosine_similarity(mean[0], mean[2], 0)
     assert near > 0.6 and far < 0.2
     assert tokenizer("Hello World!").input_ids == [101, 7592, 2088, 999, 102]
+
+
+@pytest.mark.real
+@torch.no_grad()
+def test_the_packaged_encoder_serves_a_real_reader(smollm2):
+    model, tokenizer = smollm2
+    try:
+        method = available()["e2llm"](tokenizer=tokenizer, ratio=20).bind(model)
+    except LoadError as error:
+        if "could not download" in str(error):
+            pytest.skip("minilm-l6 is not in the cache and cannot be downloaded here")
+        raise
+    ids = tokenizer("The harbour town woke slowly under a pale grey sky. " * 5, return_tensors="pt").input_ids
+    encoded = method.compress(ids)
+    assert encoded.slots == method.slots_for(ids.shape[1]) <= ids.shape[1] / 20 + 2
+    assert torch.isfinite(method.read(encoded, ids[:, :8], first=0)).all()
+    method.release()
