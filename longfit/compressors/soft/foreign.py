@@ -15,7 +15,8 @@ class Foreign:
     """A model and its tokenizer.
 
     Attributes:
-        name: what it was loaded by, for records; the model's own name or class where it was given in code.
+        name: what it was loaded by, for records; the model's own name or class where it was given in code (and has to
+            be given again: such a name need not load).
     """
 
     name: str
