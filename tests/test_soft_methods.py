@@ -218,6 +218,23 @@ class TestReading:
         results = [compressor.read(compressor.compress(ids), asked) for compressor in (one, eager)]
         torch.testing.assert_close(*results, rtol=5e-3, atol=5e-3)
 
+    def test_a_few_steps_lower_the_loss_and_leave_the_base_alone(self, case):
+        compressor, ids, asked = bound(case, "llama"), words(2, 20), words(2, 6, 1)
+        model, plain = compressor.backbone.model, tiny_model("llama")
+        own = [p for group in compressor.parameters().values() for p in group]
+        model.requires_grad_(False)
+        optimiser, losses = torch.optim.Adam([p.requires_grad_() for p in own], lr=0.01), []
+        for _ in range(6):
+            logits = compressor.read(compressor.compress(ids), asked)
+            loss = F.cross_entropy(logits.flatten(0, 1), asked[:, 1:].flatten())
+            losses.append(float(loss))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        assert losses[-1] < losses[0]
+        compressor.release()
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+
     @torch.no_grad()
     def test_a_higher_ratio_gives_fewer_slots(self, case):
         compressor = shared(case, "llama")
