@@ -120,8 +120,10 @@ def place_encoded(
 
 def _placed(given: Encoded) -> list[Placed]:
     assert given.layers is not None
-    places = given.sources[:, 1] - 1
-    return [Placed(keys, values, positions, places[-positions.shape[0] :]) for keys, values, positions in given.layers]
+    places = given.sources[..., 1] - 1
+    return [
+        Placed(keys, values, positions, places[..., -positions.shape[-1] :]) for keys, values, positions in given.layers
+    ]
 
 
 def _padded(given: list[Encoded]) -> tuple[Tensor, list[int]]:

@@ -15,8 +15,8 @@ from longfit.cache.trim import SCORE
 
 
 class Placed(NamedTuple):
-    """Entries of one layer for some rows: keys [b, G, M, D] rotated at `angles` [M], values [b, G, M, Dv], and the
-    `places` [M] that they have among the tokens of the context."""
+    """Entries of one layer for some rows: keys [b, G, M, D] rotated at `angles` [M] or [b, M], values
+    [b, G, M, Dv], and the `places` [M] or [b, M] that they have among the tokens of the context."""
 
     keys: Tensor
     values: Tensor
@@ -70,14 +70,19 @@ def _place_bounded(layer: BoundedLayer, given: list[tuple[slice, Placed]], batch
                 continue
             at = slice(part.rows.start - rows.start, part.rows.stop - rows.start)
             keys, values = placed.keys[at, part.heads], placed.values[at, part.heads]
-            angles = placed.angles.expand(keys.shape[:3])
+            angles = _rows(placed.angles, at).expand(keys.shape[:3])
             if layer.ledger.packed:
                 assert layer.rotary is not None
                 keys, angles = layer.rotary.rotate(keys, -angles), torch.zeros_like(angles)
             capacity = keys.shape[2] + room
             part.store = Store(keys, values, capacity, layer.score_names)
             known: dict[str, Tensor | float] = {SCORE: float("inf"), ANGLE: angles.float()}
-            part.store.append(keys, values, placed.places.to(torch.int32), known, capacity)
+            part.store.append(keys, values, _rows(placed.places, at).to(torch.int32), known, capacity)
+
+
+def _rows(given: Tensor, rows: slice) -> Tensor:
+    """[M] as it is; of [b, M] the rows, with a dimension for heads."""
+    return given if given.ndim == 1 else given[rows][:, None]
 
 
 def _place_sliding(layer: SlidingLayer, given: list[tuple[slice, Placed]], batch: int, columns: int) -> None:

@@ -7,6 +7,7 @@ training, saving and loading are done elsewhere, once, for all.
 
 import copy
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -19,6 +20,7 @@ from longfit.compressors.soft.adapters import Adapters
 from longfit.compressors.soft.backbone import Backbone
 from longfit.compressors.soft.encoded import Encoded
 from longfit.compressors.soft.layout import segment_spans
+from longfit.compressors.soft.modules import SlotEmbedding
 from longfit.errors import InputError
 
 _REGISTRY: dict[str, type["LearnedCompressor"]] = {}
@@ -41,7 +43,9 @@ class LearnedCompressor:
         needs_training: without trained weights its slots say nothing, so it refuses to run untrained.
         recurrent: a segment is encoded in sight of the memory so far.
         query_aware: the memory depends on the question (and is good for no other).
-        adapters: the LoRA adapters it has: "encoder", "reader".
+        adapters_used: the LoRA adapters it has: "encoder", "reader".
+        shared_adapter: one model writes and reads: the encoder's adapter acts while reading too.
+        foreign_encoder: another model encodes, given as an option.
         losses: weights of the losses that the paper trains with, for recipes that name none.
 
     Attributes (options):
@@ -64,6 +68,8 @@ class LearnedCompressor:
     recurrent: ClassVar[bool] = False
     query_aware: ClassVar[bool] = False
     adapters_used: ClassVar[tuple[str, ...]] = (ENCODER,)
+    shared_adapter: ClassVar[bool] = False
+    foreign_encoder: ClassVar[bool] = False
     losses: ClassVar[dict[str, float]] = {"kl": 1.0}
 
     ratio: int = 4
@@ -141,7 +147,7 @@ class LearnedCompressor:
     @contextmanager
     def reading(self, encoded: Encoded | None) -> Iterator[None]:
         """Inside, the model reads: its adapter acts, and what the method injects into it is there."""
-        with self.lora.using(READER):
+        with self.lora.using(ENCODER if self.shared_adapter else READER):
             yield
 
     # -- what all of them have ------------------------------------------------------------------------------------
@@ -151,7 +157,9 @@ class LearnedCompressor:
         self.backbone = Backbone(model)
         self.trained_ratios: tuple[int, ...] = ()
         ranks = {name: self.rank for name in self.adapters_used} if self.rank else {}
-        self.modules = self.make(self.backbone).to(self.backbone.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)  # untrained modules are the same each time
+            self.modules = self.make(self.backbone).to(self.backbone.device)
         self.lora = self.make_adapters(model, ranks)
         return self
 
@@ -174,11 +182,15 @@ class LearnedCompressor:
     def compress(self, ids: Tensor, past: Encoded | None = None, ratio: int | None = None) -> Encoded:
         """A whole context [B, n], segment by segment, after what `past` holds."""
         encoded = past
-        for start, stop in segment_spans(ids.shape[1], self.segment_tokens):
+        for start, stop in self.spans(ids.shape[1]):
             encoded = self.encode(ids[:, start:stop], encoded, ratio or self.ratio)
         if encoded is None:
             raise InputError(f"{self.name}: the context is empty")
         return encoded
+
+    def spans(self, tokens: int) -> list[tuple[int, int]]:
+        """Start and stop of the segments that `tokens` tokens are cut into."""
+        return segment_spans(tokens, self.segment_tokens)
 
     def cue(self, name: str, like: Tensor) -> Tensor:
         """The learned embedding [B, 1, E] called `name`.
@@ -204,14 +216,35 @@ class LearnedCompressor:
         """Slots and sinks that a context of `tokens` tokens becomes."""
         ratio = ratio or self.ratio
         spans = segment_spans(tokens, self.segment_tokens)
-        total = sum(-(-(stop - start - (self.sink_tokens if start == 0 else 0)) // ratio) for start, stop in spans)
-        return min(tokens, self.sink_tokens) + max(0, total)
+        sinks = min(self.sink_tokens, spans[0][1]) if spans else 0
+        return sinks + sum(-(-(stop - start - (sinks if start == 0 else 0)) // ratio) for start, stop in spans)
+
+    def most_slots(self) -> int:
+        """Slots of the longest segment: rows that a table of slot embeddings needs (`ratio` is the smallest in use)."""
+        return -(-self.segment_tokens // self.ratio)
+
+    def slot_rows(self, slots: int, like: Tensor) -> Tensor:
+        """The first `slots` learned slot embeddings [B, N, E] (the module "slots").
+
+        Raises:
+            InputError: there are fewer.
+        """
+        table = cast(SlotEmbedding, self.modules["slots"])
+        if slots > table.weight.shape[0]:
+            raise InputError(
+                f"{self.name}: {slots} slots are needed and {table.weight.shape[0]} were made, for segments of "
+                f"{self.segment_tokens} tokens at a ratio of {self.ratio}; make it with the smallest ratio in use"
+            )
+        return table(like.shape[0], like.dtype, torch.arange(slots, device=like.device))
 
     def ratios(self) -> tuple[int, ...]:
         """Ratios that may be used, ascending: those the weights were trained for, or from its own up without any."""
         if self.trained_ratios:
             return tuple(sorted(self.trained_ratios))
         return (self.ratio,) if self.needs_training else tuple(range(self.ratio, self.ratio + HIGHEST_RATIO))
+
+    # Set while training, by the loop: methods that train on segments of random length then draw them from it.
+    rng: ClassVar[random.Random | None] = None
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         """What training moves, by group: "encoder", "reader" (adapters) and the method's own modules by name."""

@@ -39,6 +39,23 @@ class SlotEmbedding(nn.Module):
         return chosen.to(dtype)[None].expand(batch, -1, -1)
 
 
+class RmsMatch(nn.Module):
+    """Hidden states brought to the size of input embeddings: `gain * h / rms(h)`, with one gain a channel.
+
+    Args:
+        width: E.
+        size: root mean square of the embeddings, where every gain starts.
+    """
+
+    def __init__(self, width: int, size: float) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((width,), float(size)))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., E] in the dtype of `hidden`."""
+        return (self.gain * hidden.float() / rms(hidden)).to(hidden.dtype)
+
+
 class Projector(nn.Module):
     """From the hidden states of an encoder to input embeddings, matched in size.
 
