@@ -336,6 +336,25 @@ def sweep(
 
 
 @app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file; see `longfit list recipes`.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Run folder, else runs/NAME; started again, it goes on."),
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Train a learned compressor; `accelerate launch -m longfit train ...` for several GPUs."""
+    from longfit.training import run
+    from longfit.training.report import markdown
+
+    result = run(recipe, output, data=data, quiet=as_json)
+    print(json.dumps(result.to_dict()) if as_json else markdown(result.table))
+    print(f"written: {result.adapter}", file=sys.stderr)
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="The folder of a sweep.")],
     compare: Annotated[Path | None, typer.Option("--compare", help="A second run, to stand beside it.")] = None,

@@ -51,3 +51,11 @@ class MemoryFileError(LongfitError, ValueError):
 
 class DataError(LongfitError, ValueError):
     """An evaluation's data file that is missing or broken; the message says which, where it comes from, its format."""
+
+
+class OverlapError(DataError):
+    """Documents that are both trained on and evaluated."""
+
+
+class TrainingError(LongfitError, RuntimeError):
+    """Training cannot go on: a loss that is no number, a damaged checkpoint, a frozen weight that moved."""

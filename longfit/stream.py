@@ -134,7 +134,9 @@ class Stream:
             return tokens
         if name != "input_ids":
             raise UnsupportedFeatureError(f"{encoder.name} compresses token ids; inputs_embeds have none")
-        fill(encoder, cache, tokens[:, : made.context], padding, made.ratio, self._read_slots)
+        question = tokens[:, T - cache.question_tokens :] if encoder.query_aware else None
+        with nullcontext() if question is None else encoder.asking(question):
+            fill(encoder, cache, tokens[:, : made.context], padding, made.ratio, self._read_slots)
         if cache.encoded is not None and cache.encoded.soft is not None:
             cache.raw_ids = tokens[:, made.context :]
         return tokens[:, made.context :]

@@ -11,7 +11,7 @@ FAMILIES = ["llama", "qwen3", "gemma3_text", "gpt_neox"]
 def bound(name, model=None, family="llama", dtype=torch.float32, attention="sdpa", awake=True, **options):
     """The method on a tiny model; `awake` moves every trained tensor away from zero, so that all of them matter."""
     model = tiny_model(family, dtype, attention) if model is None else model
-    method = available()[name](**{"rank": 2, "window_tokens": 1, **options}).bind(model)
+    method = available()[name](**{"rank": 2, "window_tokens": 1, "adapter": "untrained", **options}).bind(model)
     if awake:
         wake(method)
     return method

@@ -1,6 +1,7 @@
 """Learned compressors bound to tiny models: the one list that the generic tests run over, and what they need.
 
-A method that another model encodes for (`foreign_encoder`) is not in the list; its own tests bring that model.
+A method that another model encodes for (`foreign_encoder`) and one that has to be told the question are not in the
+list; their own tests bring that model and that question.
 """
 
 from functools import cache
@@ -12,9 +13,24 @@ from longfit.compressors.soft import Encoded, LearnedCompressor, available
 from tests.tiny import tiny_model
 
 FAMILIES = ["llama", "qwen3", "gemma3_text", "gpt_neox"]
-OPTIONS = {"ratio": 3, "segment_tokens": 9, "sink_tokens": 1, "window_tokens": 1, "rank": 2}
+OPTIONS = {
+    "ratio": 3,
+    "segment_tokens": 9,
+    "sink_tokens": 1,
+    "window_tokens": 1,
+    "rank": 2,
+    "adapter": "untrained",
+}
 # Options that fit tiny inputs, for methods whose defaults do not.
-SMALL: dict[str, dict] = {"gist": {"autoencode": True}, "nugget": {"scorer_layer": 1}}
+SMALL: dict[str, dict] = {
+    "arc": {"cut_layers": 1},
+    "cepe": {"sink_tokens": 0},
+    "cramming": {"sink_tokens": 0, "steps": 2},
+    "cramming_kv": {"sink_tokens": 0, "steps": 2},
+    "gist": {"autoencode": True},
+    "lcirc": {"sink_tokens": 0},
+    "nugget": {"scorer_layer": 1},
+}
 # Further forms of a method, by the name of the test case.
 FORMS: dict[str, tuple[str, dict]] = {
     "gist coarse": ("gist", {"form": "coarse"}),
@@ -22,7 +38,9 @@ FORMS: dict[str, tuple[str, dict]] = {
     "sentinel_tokens keep_raw": ("sentinel_tokens", {"keep_raw": True}),
 }
 METHODS: dict[str, tuple[str, dict]] = {
-    name: (name, SMALL.get(name, {})) for name, method in available().items() if not method.foreign_encoder
+    name: (name, SMALL.get(name, {}))
+    for name, method in available().items()
+    if not (method.foreign_encoder or method.query_aware)
 } | FORMS
 
 

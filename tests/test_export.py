@@ -6,11 +6,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import longfit
-from longfit.compressors import available_soft
 from longfit.errors import InputError, UnsupportedFeatureError
 from longfit.export import EMBEDDINGS, export_cartridge, export_prompt_embeds
 from tests.methods import METHODS
-from tests.test_learned_wrapper import learned, prompt
+from tests.test_learned_wrapper import CASES, learned, prompt
 from tests.tiny import tiny_model
 
 HOW = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
@@ -37,7 +36,7 @@ def test_peft_goes_on_from_a_cartridge_as_longfit_does(name, family, tmp_path):
     assert torch.equal(ids, expected.sequences)
 
 
-@pytest.mark.parametrize("name", available_soft())
+@pytest.mark.parametrize("name", CASES)
 def test_soft_slots_are_input_embeddings_of_the_base_model(name, tmp_path):
     model = longfit.wrap(tiny_model("llama"), learned(name))
     memory, question = model.compress(prompt(1, 60)), prompt(1, 6, 3)

@@ -4,16 +4,18 @@ import pytest
 import torch
 
 import longfit
-from longfit.compressors import available_soft, get
+from longfit.compressors import get
 from longfit.errors import BudgetError, InputError, UnsupportedFeatureError
+from tests.soft_models import FAMILIES, METHODS, OPTIONS
 from tests.tiny import tiny_model
 
-FAMILIES = ["llama", "qwen3", "gemma3_text", "gpt_neox"]
+CASES = list(METHODS)
 
 
-def learned(name: str, **options):
-    options = {"segment_tokens": 12, "window_tokens": 4, "rank": 2, "adapter": "untrained", **options}
-    return get(name, **options)
+def learned(case: str, **options):
+    """A method of the list of tests/soft_models.py, as `wrap` takes it."""
+    name, own = METHODS[case]
+    return get(name, **{**OPTIONS, **own, "segment_tokens": 12, "window_tokens": 4, **options})
 
 
 def prompt(B: int = 1, T: int = 45, seed: int = 0) -> torch.Tensor:
@@ -21,7 +23,7 @@ def prompt(B: int = 1, T: int = 45, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", available_soft())
+@pytest.mark.parametrize("name", CASES)
 def test_generate_is_the_reader_step_by_step(name, family):
     model = tiny_model(family)
     ids = prompt()
@@ -42,7 +44,7 @@ def test_generate_is_the_reader_step_by_step(name, family):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-@pytest.mark.parametrize("name", available_soft())
+@pytest.mark.parametrize("name", CASES)
 class TestMemories:
     def test_a_memory_answers_as_the_whole_prompt_does_and_never_changes(self, name, family):
         model = longfit.wrap(tiny_model(family), learned(name))
@@ -91,7 +93,7 @@ class TestMemories:
 
 class TestBudgets:
     def test_an_input_that_fits_stays_raw(self):
-        model = longfit.wrap(tiny_model("llama"), learned("strided_kv"), budget="60 tokens")
+        model = longfit.wrap(tiny_model("llama"), learned("strided_kv", ratio=4), budget="60 tokens")
         plain = tiny_model("llama").generate(prompt(), max_new_tokens=5, do_sample=False, pad_token_id=0)
         assert torch.equal(model.generate(prompt(), max_new_tokens=5, do_sample=False, pad_token_id=0), plain)
         assert model.fit_report.kept_tokens == 49
@@ -106,12 +108,14 @@ class TestBudgets:
         assert kept == 4 + model.longfit.encoder.slots_for(96, finer[0])
 
     def test_a_budget_that_no_ratio_meets_is_refused_with_the_smallest_that_would_do(self):
-        model = longfit.wrap(tiny_model("llama"), learned("strided_kv"), budget="8 tokens")
+        model = longfit.wrap(tiny_model("llama"), learned("strided_kv", ratio=4), budget="8 tokens")
         with pytest.raises(BudgetError, match="smallest that would do"):
             model.compress(prompt(1, 200))
 
     def test_a_pipeline_trims_the_memory(self):
-        model = longfit.wrap(tiny_model("llama"), [learned("strided_kv"), get("snapkv", window=4)], budget="12 tokens")
+        model = longfit.wrap(
+            tiny_model("llama"), [learned("strided_kv", ratio=4), get("snapkv", window=4)], budget="12 tokens"
+        )
         model.generate(prompt(1, 100), max_new_tokens=6, do_sample=False, pad_token_id=0)
         assert model.fit_report.kept_tokens <= 12
         assert "strided_kv" in model.fit_report.method.lower() or "StridedKV" in model.fit_report.method
@@ -120,23 +124,23 @@ class TestBudgets:
 class TestRefusals:
     def test_another_method_or_other_weights_refuse_a_memory(self):
         model = tiny_model("llama")
-        memory = longfit.wrap(model, learned("strided_kv")).compress(prompt())
+        memory = longfit.wrap(model, learned("strided_kv", ratio=4)).compress(prompt())
         longfit.wrap(model, learned("strided_kv", ratio=8))
         with pytest.raises(longfit.errors.FingerprintError):
             model.generate(prompt(1, 4), memory=memory)
-        longfit.wrap(model, learned("strided_kv"))
+        longfit.wrap(model, learned("strided_kv", ratio=4))
         with torch.no_grad():
             model.longfit.encoder.lora.parameters("encoder")[0].add_(1.0)
         with pytest.raises(longfit.errors.FingerprintError):
             model.generate(prompt(1, 4), memory=memory)
 
     def test_embeddings_have_no_ids_to_compress(self):
-        model = longfit.wrap(tiny_model("llama"), learned("strided_kv"))
+        model = longfit.wrap(tiny_model("llama"), learned("strided_kv", ratio=4))
         with pytest.raises(UnsupportedFeatureError, match="inputs_embeds"):
             model(inputs_embeds=model.get_input_embeddings()(prompt()))
 
     def test_past_the_window_a_method_with_the_texts_positions_refuses(self):
-        model = longfit.wrap(tiny_model("llama", max_position_embeddings=64), learned("strided_kv"))
+        model = longfit.wrap(tiny_model("llama", max_position_embeddings=64), learned("strided_kv", ratio=4))
         with pytest.raises(UnsupportedFeatureError, match="window"):
             model.compress(prompt(1, 80))
 
@@ -149,4 +153,4 @@ class TestRefusals:
         with pytest.raises(InputError, match="ratio"):
             get("strided_kv", ratio=0)
         with pytest.raises(InputError, match="geometry"):
-            longfit.wrap(tiny_model("llama"), learned("strided_kv"), geometry="packed")
+            longfit.wrap(tiny_model("llama"), learned("strided_kv", ratio=4), geometry="packed")

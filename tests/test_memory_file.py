@@ -9,11 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import longfit
-from longfit.compressors import available_soft
 from longfit.errors import FingerprintError, InputError, MemoryFileError
 from longfit.memory_file import CONTEXT
 from tests.methods import METHODS
-from tests.test_learned_wrapper import learned, prompt
+from tests.test_learned_wrapper import CASES, learned, prompt
 from tests.tiny import tiny_model
 
 HOW = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
@@ -38,7 +37,7 @@ def test_kv_memories_come_back_bit_for_bit(name, family, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-@pytest.mark.parametrize("name", available_soft())
+@pytest.mark.parametrize("name", CASES)
 def test_learned_memories_come_back_bit_for_bit(name, family, tmp_path):
     model = longfit.wrap(tiny_model(family), learned(name))
     answers_alike(model, model.compress(prompt(2, 50)), tmp_path / "m")

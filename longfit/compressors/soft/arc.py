@@ -101,8 +101,8 @@ class Arc(SlotCompressor):
         return adapters
 
     def for_reader(self, model: Any, tokenizer: Any = None, train_encoder: bool = True) -> "Arc":
-        """One more reader for the encoder of this bound compressor: a new projector and new cues. It works as long as this
-        one is not released.
+        """One more reader for the encoder of this bound compressor: a new projector and new cues. It works as long as
+        this one is not released.
 
         Args:
             model: the other reader.

@@ -102,7 +102,8 @@ class Backbone:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, T, V] from hidden states after the final norm."""
-        logits = self.model.get_output_embeddings()(hidden)
+        # A slice of [B, T, E] would be multiplied row by row, with a copy of the head for each.
+        logits = self.model.get_output_embeddings()(hidden.contiguous())
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if not cap else torch.tanh(logits / cap) * cap
 

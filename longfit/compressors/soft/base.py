@@ -8,6 +8,7 @@ training, saving and loading are done elsewhere, once, for all.
 import copy
 import hashlib
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from longfit.compressors.soft import artifact
 from longfit.compressors.soft.adapters import Adapters
 from longfit.compressors.soft.backbone import Backbone
 from longfit.compressors.soft.encoded import Encoded
@@ -54,7 +56,8 @@ class LearnedCompressor:
         window_tokens: last tokens of a context that stay raw, next to what is asked.
         sink_tokens: first tokens of a context that stay raw.
         rank: of the LoRA adapters; 0 for none.
-        adapter: trained weights: a folder, or a name that longfit ships; "untrained" to run with initial weights.
+        adapter: trained weights: a folder, or a name that longfit ships; "untrained" for initial weights (to train
+            from); None for the training-free form of methods that have one.
     """
 
     name: ClassVar[str] = ""
@@ -150,18 +153,55 @@ class LearnedCompressor:
         with self.lora.using(ENCODER if self.shared_adapter else READER):
             yield
 
+    @contextmanager
+    def asking(self, question: Tensor) -> Iterator[None]:
+        """Inside, contexts are compressed for the question, ids [B or 1, Q] (query-aware methods)."""
+        yield
+
     # -- what all of them have ------------------------------------------------------------------------------------
 
     def bind(self, model: Any) -> "LearnedCompressor":
-        """Make the modules and adapters for a model. `release` takes them away again."""
+        """Make the modules and adapters for a model, with the trained weights that `adapter` names. `release` takes
+        them away again.
+
+        Options that are at their defaults become those of the trained weights.
+
+        Raises:
+            InputError: the method needs trained weights and `adapter` names none.
+            LoadError, FingerprintError: the trained weights are damaged, or another model's or method's.
+        """
+        trained = self._trained(model)
         self.backbone = Backbone(model)
-        self.trained_ratios: tuple[int, ...] = ()
-        ranks = {name: self.rank for name in self.adapters_used} if self.rank else {}
+        trains = self.rank and self.adapter is not None  # else the training-free form, which has nothing to adapt
+        ranks = {name: self.rank for name in self.adapters_used} if trains else {}
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # untrained modules are the same each time
+            torch.default_generator.manual_seed(0)  # initial weights are the same each time
             self.modules = self.make(self.backbone).to(self.backbone.device)
-        self.lora = self.make_adapters(model, ranks)
+            self.lora = self.make_adapters(model, ranks)
+        self._trained_ratios: tuple[int, ...] = ()
+        if trained is not None:
+            try:
+                trained.load_into(self)
+            except Exception:
+                self.release()
+                raise
+            self._trained_ratios = trained.trained_ratios
         return self
+
+    def _trained(self, model: Any) -> artifact.Artifact | None:
+        """The trained weights that `adapter` names, checked against the model; None to start with initial weights."""
+        if self.adapter is None and self.needs_training:
+            fitting = ", ".join(artifact.shipped_for(self.name, model)) or "none for this model"
+            raise InputError(
+                f"{self.name} says nothing untrained: give adapter= a folder that `longfit train` wrote, or a name "
+                f'that longfit ships ({fitting}); "untrained" runs it with initial weights'
+            )
+        if self.adapter is None or self.adapter == artifact.UNTRAINED:
+            return None
+        found = artifact.find(self.adapter)
+        found.check_base(model)
+        found.adopt(self)
+        return found
 
     def make_adapters(self, model: Any, ranks: dict[str, int]) -> Adapters:
         """The LoRA adapters; methods that encode with another model put the encoder's there."""
@@ -181,9 +221,12 @@ class LearnedCompressor:
 
     def compress(self, ids: Tensor, past: Encoded | None = None, ratio: int | None = None) -> Encoded:
         """A whole context [B, n], segment by segment, after what `past` holds."""
-        encoded = past
+        encoded, ratio = past, ratio or self.ratio
+        if self.trained_ratios and ratio not in self.trained_ratios:
+            known = ", ".join(map(str, self.trained_ratios))
+            warnings.warn(f"{self.name}: the adapter was trained for {known} tokens a slot, not for {ratio}")
         for start, stop in self.spans(ids.shape[1]):
-            encoded = self.encode(ids[:, start:stop], encoded, ratio or self.ratio)
+            encoded = self.encode(ids[:, start:stop], encoded, ratio)
         if encoded is None:
             raise InputError(f"{self.name}: the context is empty")
         return encoded
@@ -245,6 +288,11 @@ class LearnedCompressor:
 
     # Set while training, by the loop: methods that train on segments of random length then draw them from it.
     rng: ClassVar[random.Random | None] = None
+
+    @property
+    def trained_ratios(self) -> tuple[int, ...]:
+        """Ratios that the loaded weights were trained for; none without an adapter."""
+        return getattr(self, "_trained_ratios", ())
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         """What training moves, by group: "encoder", "reader" (adapters) and the method's own modules by name."""

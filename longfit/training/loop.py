@@ -1,0 +1,400 @@
+"""The training loop of learned compressors: plain, on accelerate, and able to go on exactly after a kill."""
+
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from safetensors.torch import load_file
+
+from longfit.compressors.soft import LearnedCompressor, artifact
+from longfit.errors import InputError, TrainingError
+from longfit.loading import load
+from longfit.training import checkpoint
+from longfit.training.batches import Batch, Batches
+from longfit.training.data import sources
+from longfit.training.evaluate import evaluate
+from longfit.training.files import keep_lines, whole_folder, write_whole
+from longfit.training.frozen import check_frozen, frozen_hashes
+from longfit.training.metrics import LOG, Metrics, check_trackers
+from longfit.training.recipe import Recipe
+from longfit.training.report import write_curves, write_table
+from longfit.training.schedules import learning_rate, linear, stepwise
+from longfit.training.student import Student
+
+Hook = Callable[[int, LearnedCompressor], dict[str, Any]]
+CONFIG, CHECKPOINTS, ADAPTER = "config.yaml", "checkpoints", "adapter"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left.
+
+    Attributes:
+        folder: of the run; adapter: the trained weights in it.
+        steps: done in all; seconds: of training in all.
+        stopped: "steps" or "time".
+        losses: of the last step.
+        table: of the evaluation at the end; see `evaluate.evaluate`.
+    """
+
+    folder: Path
+    adapter: Path
+    steps: int
+    seconds: float
+    stopped: str
+    losses: dict[str, float]
+    table: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"folder": str(self.folder), "adapter": str(self.adapter)}
+
+
+def run(
+    recipe: "str | Path | dict[str, Any] | Recipe",
+    output: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    loaded: tuple[Any, Any] | None = None,
+    hooks: Sequence[tuple[int, Hook]] = (),
+    quiet: bool = False,
+) -> Trained:
+    """Train what a recipe says; started again with the same folder, it goes on.
+
+    Args:
+        output: the run's folder; runs/<name of the recipe> where None.
+        data: the data folder.
+        loaded: a model and its tokenizer, in place of loading the recipe's.
+        hooks: `(every, hook)`: after every so many steps the hook gets the step and the compressor, and what it
+            returns goes to metrics.jsonl.
+        quiet: no progress bar.
+
+    Raises:
+        InputError: a recipe that cannot be, or a folder with another recipe's run.
+        DataError, OverlapError: data that are missing, broken, empty, or in training and in evaluation.
+        TrainingError: a loss that is no number, damaged checkpoints, a frozen weight that moved.
+    """
+    recipe, folder = Recipe.read(recipe), Path(output) if output is not None else None
+    check_trackers(recipe.trackers)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    training = Training(recipe, folder or Path("runs") / recipe.name, data, loaded, hooks, quiet)
+    return training.run()
+
+
+class Training:
+    """One start of a run."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        data: str | Path | None,
+        loaded: tuple[Any, Any] | None,
+        hooks: Sequence[tuple[int, Hook]],
+        quiet: bool,
+    ) -> None:
+        self.recipe, self.folder, self.hooks, self.quiet = recipe, folder, hooks, quiet
+        self.accelerator = Accelerator(
+            mixed_precision=recipe.mixed_precision,
+            log_with=list(recipe.trackers) or None,
+            project_dir=str(folder),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self._refuse_another()
+        device = self.accelerator.device
+        model, self.tokenizer = loaded or load(recipe.model, dtype=recipe.dtype, device=device, progress=not quiet)
+        self.mixture = sources(recipe.data, self.tokenizer, data)
+        torch.manual_seed(recipe.seed)
+        self.compressor = recipe.make_compressor()
+        check_lengths(recipe, self.compressor, model)
+        self.compressor.bind(model)
+        try:
+            self._prepare()
+        except BaseException:
+            self.compressor.release()
+            raise
+
+    def _prepare(self) -> None:
+        recipe, accelerator = self.recipe, self.accelerator
+        self.ratios = recipe.ratios or [self.compressor.ratio]
+        self.losses = recipe.losses or dict(self.compressor.losses)
+        student = Student(self.compressor, recipe.loss_settings)
+        if not student.trained():
+            raise InputError(f"{self.compressor.name} has nothing to train with these options (rank 0?)")
+        groups = parameter_groups(recipe, self.compressor)
+        optimizer = torch.optim.AdamW(
+            groups, lr=recipe.lr, betas=(recipe.betas[0], recipe.betas[1]), weight_decay=recipe.weight_decay
+        )
+        self.student, self.optimizer = accelerator.prepare(student, optimizer)
+        self.frozen = frozen_hashes(accelerator.unwrap_model(self.student))
+        self.batches = Batches(
+            self.mixture,
+            recipe.batch_size,
+            recipe.target_tokens,
+            recipe.seed,
+            pad=self.tokenizer.pad_token_id or 0,
+            window_tokens=recipe.window_tokens,
+        )
+        self.step, self.seconds = 0, 0.0
+        self.last: dict[str, float] = {}
+        if found := checkpoint.newest(self.folder / CHECKPOINTS):
+            path, state = found
+            checkpoint.restore(path, accelerator, self.student, self.optimizer)
+            self.step, self.seconds, self.last = state["step"], state["seconds"], state["losses"]
+        if accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
+            write_whole(self.folder / CONFIG, text)
+            keep_lines(self.folder / LOG, self.step)
+        if recipe.trackers:
+            accelerator.init_trackers(recipe.name)
+
+    def _refuse_another(self) -> None:
+        """See that the folder is not another recipe's."""
+        file = self.folder / CONFIG
+        before = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else self.recipe.to_dict()
+        if different := self.recipe.differs(before):
+            raise InputError(
+                f"{self.folder} holds a run of another recipe ({', '.join(different)} differ); give another folder"
+            )
+
+    def run(self) -> Trained:
+        """All steps that are missing, then the adapter."""
+        recipe = self.recipe
+        metrics = Metrics(self.folder, self.accelerator, self.step, recipe.steps, self.quiet)
+        self.started = time.monotonic() - self.seconds
+        try:
+            while self.step < recipe.steps and not self._out_of_time():
+                values = self._step()
+                if self.step % recipe.log_every == 0 or self.step == recipe.steps:
+                    metrics.log(self.step, values)
+                metrics.step(values["loss"])
+                if self.step % recipe.checkpoint_every == 0 or self.step == recipe.steps:
+                    self._save()
+                for every, hook in self._all_hooks():
+                    if every and self.step % every == 0 and self.accelerator.is_main_process:
+                        metrics.log(self.step, hook(self.step, self.compressor))
+            stopped = "steps" if self.step >= recipe.steps else "time"
+            if stopped == "time":
+                self._save()
+            check_frozen(self.accelerator.unwrap_model(self.student), self.frozen)
+            self._save_adapter()
+            table = self._evaluate()
+        finally:
+            metrics.close()
+            self.compressor.release()
+        return Trained(self.folder, self.folder / ADAPTER, self.step, self.seconds, stopped, self.last, table)
+
+    def _all_hooks(self) -> list[tuple[int, Hook]]:
+        """Those that were given, and the evaluation in small."""
+        settings, ratio = self.recipe.evaluation_settings, self.recipe.evaluation_settings.ratio or self.ratios[0]
+        if self.sharded:
+            return list(self.hooks)
+
+        def in_small(step: int, compressor: LearnedCompressor) -> dict[str, Any]:
+            rows = self._table(settings.small, self._evaluated_lengths()[:1], ratio)
+            shown = {f"{row['set']}/{row['metric']}/{row['condition']}": round(row["mean"], 4) for row in rows}
+            return {"evaluation": shown, **{f"eval/{name}": value for name, value in shown.items()}}
+
+        return [*self.hooks, (settings.every, in_small)]
+
+    def _evaluated_lengths(self) -> list[int]:
+        return self.recipe.evaluation_settings.context_tokens or [self.recipe.longest_context]
+
+    def _table(self, n: int, lengths: list[int], ratio: int) -> list[dict[str, Any]]:
+        recipe = self.recipe
+        return [
+            row
+            for tokens in lengths
+            for row in evaluate(
+                self.compressor,
+                [source for _, source in self.mixture],
+                n=n,
+                context_tokens=tokens,
+                target_tokens=recipe.target_tokens,
+                ratio=ratio,
+                batch_size=recipe.evaluation_settings.batch_size,
+                window_tokens=recipe.window_tokens,
+            )
+        ]
+
+    def _evaluate(self) -> list[dict[str, Any]]:
+        """The table and the curves of the finished run; the adapter's card gets the table."""
+        settings = self.recipe.evaluation_settings
+        if not self.accelerator.is_main_process or not settings.n:
+            return []
+        write_curves(self.folder)
+        if self.sharded:
+            print("not evaluated: the model is in shards; run it again in one process", file=sys.stderr)
+            return []
+        table = self._table(settings.n, self._evaluated_lengths(), settings.ratio or self.ratios[0])
+        self._save_adapter(results=write_table(table, self.folder))
+        return table
+
+    @property
+    def sharded(self) -> bool:
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    def _out_of_time(self) -> bool:
+        limit = self.recipe.max_seconds
+        late = limit is not None and self.seconds >= limit
+        # Processes must stop together: the clock of one of them decides.
+        if limit is not None and self.accelerator.num_processes > 1:
+            flag = torch.tensor([float(late)], device=self.accelerator.device)
+            late = bool(self.accelerator.reduce(flag, "sum").item())
+        return late
+
+    def progress(self) -> float:
+        """0 at the start, 1 at the end."""
+        done = self.step / self.recipe.steps
+        if self.recipe.schedule_by == "time" and self.recipe.max_seconds:
+            done = max(done, self.seconds / self.recipe.max_seconds)
+        return min(1.0, done)
+
+    def _step(self) -> dict[str, Any]:
+        """One optimizer step; returns what is logged."""
+        recipe, accelerator, progress = self.recipe, self.accelerator, self.progress()
+        context_tokens = stepwise(recipe.context_tokens, progress, "context_tokens")
+        ratio = random.Random(f"{recipe.seed}/ratio/{self.step}").choice(self.ratios)
+        weights = {name: linear(given, progress, name) for name, given in self.losses.items()}
+        factor = learning_rate(self.step, progress, recipe.warmup_steps, recipe.final_lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.lr * group["factor"] * factor
+        sums: dict[str, float] = {}
+        self.student.train()
+        self.compressor.backbone.model.eval()
+        for micro in range(recipe.accumulate):
+            batch = self.batches.batch(self.step, context_tokens, micro, accelerator.process_index)
+            last = micro == recipe.accumulate - 1
+            with _maybe(accelerator, self.student, last):
+                parts = self.student(batch.to(accelerator.device), weights, ratio)
+                self._check(parts, batch)
+                accelerator.backward(parts["loss"] / recipe.accumulate)
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) / recipe.accumulate
+        norm = accelerator.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], recipe.clip)
+        norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm) if norm is not None else 0.0
+        if not math.isfinite(norm):
+            self._stop(f"the gradient's norm is {norm}", batch)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.seconds = time.monotonic() - self.started
+        self.last = sums
+        return {
+            **sums,
+            "lr": recipe.lr * factor,
+            "grad_norm": norm,
+            "context_tokens": context_tokens,
+            "ratio": ratio,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def _check(self, parts: dict[str, Any], batch: Batch) -> None:
+        """Stop all processes together if a loss of any of them is no number."""
+        bad = [name for name, value in parts.items() if not math.isfinite(float(value.detach()))]
+        count = torch.tensor([float(bool(bad))], device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            count = self.accelerator.reduce(count, "sum")
+        if count.item():
+            self._stop(f"the loss is no number ({', '.join(bad) or 'in another process'})", batch)
+
+    def _stop(self, why: str, batch: Batch) -> None:
+        kept = checkpoint.newest(self.folder / CHECKPOINTS)
+        where = f"the last good checkpoint is {kept[0].name}" if kept else "there was no checkpoint yet"
+        names = "; ".join(batch.names)
+        raise TrainingError(
+            f"step {self.step + 1}: {why}. The batch was [{names}] (seed {self.recipe.seed}). Nothing of this step was "
+            f"applied, {where}; lower lr, or look at these documents"
+        )
+
+    def _save(self) -> None:
+        state = {"step": self.step, "seconds": self.seconds, "losses": self.last}
+        folder, keep = self.folder / CHECKPOINTS, self.recipe.keep_checkpoints
+        checkpoint.save(folder, self.accelerator, self.student, self.optimizer, state, keep)
+
+    def _save_adapter(self, results: str | None = None) -> None:
+        """The trained weights alone, as `compressors.soft.artifact` reads them."""
+        if not self.accelerator.is_main_process:
+            return
+        compressor = self._whole_compressor() if self.sharded else self.compressor
+        dtype = torch.bfloat16 if self.recipe.save_dtype == "bfloat16" else torch.float32
+        recipe = {key: value for key, value in self.recipe.to_dict().items() if key not in ("trackers", "threads")}
+        facts = {} if results is None else {"results": results}
+        with whole_folder(self.folder / ADAPTER) as temporary:
+            artifact.save(
+                compressor,
+                temporary,
+                dtype=dtype,
+                base_name=self.recipe.model,
+                trained_ratios=sorted(set(self.ratios)),
+                steps=self.step,
+                seconds=round(self.seconds, 1),
+                recipe=recipe,
+                **facts,
+            )
+
+    def _whole_compressor(self) -> LearnedCompressor:
+        """The compressor on a model of its own, with the weights of the last checkpoint: shards cannot be saved."""
+        found = checkpoint.newest(self.folder / CHECKPOINTS)
+        assert found is not None
+        model, _ = load(self.recipe.model, dtype=self.recipe.dtype, device="cpu", progress=False)
+        compressor = self.recipe.make_compressor().bind(model)
+        own = Student(compressor, self.recipe.loss_settings).trained()
+        with torch.no_grad():
+            for name, value in load_file(found[0] / checkpoint.WEIGHTS).items():
+                own[name].copy_(value)
+        return compressor
+
+
+def _maybe(accelerator: Accelerator, student: Any, synchronise: bool) -> Any:
+    """Gradients are exchanged between processes only with the last micro-batch."""
+    return nullcontext() if synchronise else accelerator.no_sync(student)
+
+
+def parameter_groups(recipe: Recipe, compressor: LearnedCompressor) -> list[dict[str, Any]]:
+    """One group for each of `compressor.parameters()`, with its factor of the learning rate.
+
+    Raises:
+        InputError: a factor for a group that there is not.
+    """
+    groups = compressor.parameters()
+    if unknown := sorted(set(recipe.lr_factors) - set(groups)):
+        raise InputError(f"lr_factors names {', '.join(unknown)}; {compressor.name} trains {', '.join(groups)}")
+    return [
+        {"params": given, "factor": float(recipe.lr_factors.get(name, 1.0)), "name": name}
+        for name, given in groups.items()
+    ]
+
+
+def check_lengths(recipe: Recipe, compressor: LearnedCompressor, model: Any) -> None:
+    """Refuse contexts that the model, or an encoder of the method's own, has no positions for.
+
+    Raises:
+        InputError: which, and what would fit.
+    """
+    longest = recipe.longest_context
+    window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if window and longest + recipe.target_tokens > window:
+        raise InputError(
+            f"context_tokens={longest} and target_tokens={recipe.target_tokens} do not fit into the model's {window} "
+            "positions; lower them"
+        )
+    segment = min(compressor.segment_tokens, longest)
+    encoder = getattr(compressor, "encoder_window", None) or window
+    if encoder and segment > encoder:
+        raise InputError(
+            f"segments of {segment} tokens are longer than the encoder's window of {encoder}; lower segment_tokens of "
+            f"{compressor.name}"
+        )

@@ -1,0 +1,166 @@
+"""Compressor and reader in one module: a batch goes in, its losses come out, so that DDP and FSDP see one forward."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longfit.compressors.soft import LearnedCompressor
+from longfit.compressors.soft.layout import segment_spans
+from longfit.errors import InputError
+from longfit.training.batches import Batch
+from longfit.training.losses import cross_entropy, divergence, importance, log_likelihoods
+
+# Every loss that needs the reader's prediction of the target.
+ON_TARGET = ("kl", "ce", "lm")
+LOSSES = {
+    "kl": "divergence from the model that reads the whole context, over the target",
+    "ce": "cross-entropy of the answers (of the whole target in rows that have none)",
+    "lm": "cross-entropy of the target",
+    "continuation": "the same after the cue `continuation`, where the method has it",
+    "ae": "cross-entropy of the context itself, after the cue `ae` where the method has it",
+    "next_segment": "cross-entropy of each segment after those before it",
+}
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """How the losses are computed.
+
+    Attributes:
+        kl_top_k: tokens of the teacher's distribution that are compared; all where None.
+        kl_temperature: of `kl`.
+        tie_gamma: weigh the tokens of `ce`, `lm` and `continuation` by their importance, clipped here; None: do not.
+        skip_first: first tokens of a continuation that bear no loss (ICAE leaves 8).
+        detach_segments: segments after which `next_segment` cuts the graph; 0 for never.
+    """
+
+    kl_top_k: int | None = None
+    kl_temperature: float = 1.0
+    tie_gamma: float | None = None
+    skip_first: int = 0
+    detach_segments: int = 0
+
+
+class Student(nn.Module):
+    """A bound compressor with its model.
+
+    Args:
+        compressor: bound; its `parameters()` are what trains, everything else is frozen here.
+        options: of the losses.
+    """
+
+    def __init__(self, compressor: LearnedCompressor, options: LossOptions) -> None:
+        super().__init__()
+        self.model: nn.Module = compressor.backbone.model
+        self.own = compressor.modules
+        self.compressor, self.options = compressor, options
+        self.requires_grad_(False)
+        for parameters in compressor.parameters().values():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What training moves, by its name in this module."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def forward(self, batch: Batch, weights: dict[str, float], ratio: int) -> dict[str, Tensor]:
+        """Each loss that has a weight, and their weighted sum as "loss".
+
+        Raises:
+            InputError: a loss that neither this nor the method has.
+        """
+        wanted = {name for name, weight in weights.items() if weight}
+        parts: dict[str, Tensor] = {}
+        if "next_segment" in wanted:
+            parts["next_segment"] = self._next_segment(batch.context, ratio)
+        if wanted - {"next_segment"}:
+            encoded = self.compressor.compress(batch.context, ratio=ratio)
+            if own := wanted - set(LOSSES):
+                parts |= self._auxiliary(encoded, batch, ratio, own)
+            if "ae" in wanted:
+                parts["ae"] = self._autoencoding(encoded, batch.context)
+            if wanted & {*ON_TARGET, "continuation"}:
+                parts |= self._on_target(encoded, batch, wanted)
+        parts["loss"] = torch.stack([weights[name] * parts[name].float() for name in wanted]).sum()
+        return parts
+
+    def _on_target(self, encoded: Any, batch: Batch, wanted: set[str]) -> dict[str, Tensor]:
+        targets, parts = batch.ids[:, 1:], {}
+        answers = batch.answers.float()
+        # Rows without answers, as plain text, are predicted as a whole.
+        answers = torch.where(answers.any(1, keepdim=True), answers, (batch.weights > 0).float())
+        teacher = self.teacher(batch) if "kl" in wanted or self.options.tie_gamma is not None else None
+        factor = torch.ones_like(batch.weights)
+        if self.options.tie_gamma is not None and teacher is not None:
+            segment = log_likelihoods(self.base(batch.ids, 1), targets)
+            real = (batch.weights > 0).float()
+            factor = importance(log_likelihoods(teacher, targets), segment, real, self.options.tie_gamma)
+        if wanted & set(ON_TARGET):
+            logits = self.compressor.read(encoded, batch.ids)
+            if "kl" in wanted and teacher is not None:
+                options = self.options
+                parts["kl"] = divergence(teacher, logits, batch.weights, options.kl_top_k, options.kl_temperature)
+            if "ce" in wanted:
+                parts["ce"] = cross_entropy(logits, targets, answers * factor)
+            if "lm" in wanted:
+                parts["lm"] = cross_entropy(logits, targets, batch.weights * factor)
+        if "continuation" in wanted:
+            cue = "continuation" if "continuation" in self.compressor.cues else None
+            logits = self.compressor.read(encoded, batch.ids, cue=cue)
+            later = (batch.weights * factor).clone()
+            later[:, : self.options.skip_first] = 0
+            parts["continuation"] = cross_entropy(logits, targets, later)
+        return parts
+
+    def _autoencoding(self, encoded: Any, context: Tensor) -> Tensor:
+        cue = "ae" if "ae" in self.compressor.cues else None
+        first = 0 if cue is not None or encoded.soft is not None else 1
+        logits = self.compressor.read(encoded, context, first=first, cue=cue)
+        targets = context[:, first:]
+        return cross_entropy(logits, targets, torch.ones_like(targets, dtype=torch.float))
+
+    def _next_segment(self, context: Tensor, ratio: int) -> Tensor:
+        spans = segment_spans(context.shape[1], self.compressor.segment_tokens)
+        if len(spans) < 2:
+            raise InputError(
+                f"next_segment needs two segments: context_tokens={context.shape[1]} fits into "
+                f"segment_tokens={self.compressor.segment_tokens}"
+            )
+        encoded, losses, counts = None, [], []
+        for number, (start, stop) in enumerate(spans):
+            segment = context[:, start:stop]
+            if encoded is not None:
+                first = 0 if encoded.soft is not None else 1
+                if segment.shape[1] > first:
+                    logits = self.compressor.read(encoded, segment, first=first)
+                    targets = segment[:, first:]
+                    losses.append(cross_entropy(logits, targets, torch.ones_like(targets, dtype=torch.float)))
+                    counts.append(targets.shape[1])
+            if number < len(spans) - 1:
+                encoded = self.compressor.encode(segment, encoded, ratio)
+                every = self.options.detach_segments
+                if every and (number + 1) % every == 0:
+                    encoded = encoded.detach()
+        share = torch.tensor(counts, device=context.device) / sum(counts)
+        return (torch.stack(losses) * share).sum()
+
+    def _auxiliary(self, encoded: Any, batch: Batch, ratio: int, wanted: set[str]) -> dict[str, Tensor]:
+        found = self.compressor.auxiliary(encoded, batch.context, ratio)
+        if missing := sorted(wanted - set(found)):
+            raise InputError(
+                f"{self.compressor.name} has no loss {', '.join(missing)}; there are {', '.join([*LOSSES, *found])}"
+            )
+        return {name: found[name] for name in wanted}
+
+    def teacher(self, batch: Batch) -> Tensor:
+        """Logits [B, T - 1, V] of the frozen model that reads the whole context."""
+        return self.base(torch.cat([batch.context, batch.ids], 1), batch.context.shape[1] + 1)
+
+    def base(self, ids: Tensor, first: int) -> Tensor:
+        """Logits [B, T - first, V] that the frozen model gives for `ids[:, first:]`; no gradient."""
+        backbone = self.compressor.backbone
+        with torch.no_grad(), self.compressor.lora.using(None):
+            positions = torch.arange(ids.shape[1], device=ids.device)
+            return backbone.logits(backbone.run(backbone.embed(ids), positions).hidden[:, first - 1 : -1])

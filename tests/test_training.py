@@ -1,0 +1,214 @@
+"""The training loop on a tiny random model: it learns, survives kills to the bit, and refuses what cannot be."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from longfit.errors import DataError, InputError, OverlapError, TrainingError
+from longfit.training import run
+from longfit.training.student import Student
+from tests.tiny_training import loaded, recipe, write_texts
+
+
+def train(folder, given=None, **options):
+    return run(given or recipe(), folder, loaded=options.pop("loaded", None) or loaded(), quiet=True, **options)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    return load_file(folder / "adapter" / "encoder" / "adapter_model.safetensors")
+
+
+def without_seconds(lines):
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(wanted):
+    def hook(step, compressor):
+        if step == wanted:
+            raise Killed
+        return {}
+
+    return [(1, hook)]
+
+
+def test_the_loss_falls(tmp_path):
+    train(tmp_path, recipe(steps=25, batch_size=4, lr=0.02, losses={"lm": 1.0}))
+    losses = [line["loss"] for line in metrics(tmp_path)]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_gradients_reach_everything_that_the_slots_depend_on(tmp_path):
+    train(tmp_path, recipe(steps=2, save_dtype="float32"))
+    moved = {name for name, tensor in weights(tmp_path).items() if "lora_B" in name and tensor.any()}
+    # The last layer's slots are its keys and values; what it computes after them nobody reads.
+    unread = {
+        f"base_model.model.model.layers.1.{part}.lora_B.weight"
+        for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    }
+    assert moved == {name for name in weights(tmp_path) if "lora_B" in name} - unread
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    given = recipe(ratios=[2, 4], context_tokens=[[0, 64], [0.5, 96]], accumulate=2, save_dtype="float32")
+    train(straight, given)
+    with pytest.raises(Killed):
+        train(killed, given, hooks=kill_at(5))
+    assert [line["step"] for line in metrics(killed)] == [1, 2, 3, 4, 5]
+    train(killed, given)
+    for name, tensor in weights(straight).items():
+        assert torch.equal(tensor, weights(killed)[name]), name
+    assert without_seconds(metrics(straight)) == without_seconds(metrics(killed))
+
+
+def test_the_base_model_is_bit_identical_afterwards_and_free_of_adapters(tmp_path):
+    model, tokenizer = loaded()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(tmp_path, loaded=(model, tokenizer))
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_frozen_weight_that_moves_is_an_error_and_nothing_is_saved(tmp_path):
+    def nudge(step, compressor):
+        next(compressor.backbone.model.parameters()).data.view(-1)[0] += 1e-3
+        return {}
+
+    with pytest.raises(TrainingError, match="1 frozen weights moved"):
+        train(tmp_path, recipe(steps=2), hooks=[(1, nudge)])
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_loss_that_is_no_number_stops_names_the_batch_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    plain, calls = Student.forward, []
+
+    def broken(self, *given):
+        calls.append(1)
+        parts = plain(self, *given)
+        return {name: value * float("nan") for name, value in parts.items()} if len(calls) == 4 else parts
+
+    monkeypatch.setattr(Student, "forward", broken)
+    with pytest.raises(TrainingError, match=r"step 4.*lookup: sentences about the things.*step-000002") as caught:
+        train(tmp_path)
+    assert "loss" in str(caught.value)
+    monkeypatch.undo()
+    assert train(tmp_path).steps == 6
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_only_damaged_ones_are_an_error(tmp_path, capsys):
+    train(tmp_path, recipe(steps=4))
+    first, last = sorted((tmp_path / "checkpoints").iterdir())
+    file = last / "trained.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert train(tmp_path, recipe(steps=6)).steps == 6
+    assert f"{last.name} is damaged" in capsys.readouterr().err
+    for folder in (tmp_path / "checkpoints").iterdir():
+        (folder / "state.json").write_text("{", encoding="utf-8")
+    with pytest.raises(TrainingError, match=r"all checkpoints in .* are damaged"):
+        train(tmp_path, recipe(steps=8))
+    assert first.name == "step-000002"
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path):
+    train(tmp_path, recipe(steps=6, keep_checkpoints=1))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000006"]
+
+
+def test_a_time_limit_stops_with_a_checkpoint(tmp_path):
+    out = train(tmp_path, recipe(max_seconds=1e-6, steps=50, checkpoint_every=50))
+    assert out.stopped == "time"
+    assert out.steps == 0 or (tmp_path / "checkpoints" / f"step-{out.steps:06d}").is_dir()
+
+
+def test_a_folder_of_another_recipe_is_refused_and_a_longer_run_is_not(tmp_path):
+    train(tmp_path, recipe(steps=2))
+    with pytest.raises(InputError, match=r"another recipe \(lr differ\)"):
+        train(tmp_path, recipe(steps=2, lr=0.5))
+    assert train(tmp_path, recipe(steps=3)).steps == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stepps": 3}, "unknown recipe key stepps"),
+        ({"steps": 0}, "steps=0"),
+        ({"compressor": "arcc"}, "no learned compressor is called 'arcc'"),
+        ({"compressor": {"strided_kv": {"ranks": 4}}}, "cannot take"),
+        ({"compressor": {"strided_kv": {"rank": 0}}}, "nothing to train"),
+        ({"losses": {"kll": 1.0}}, "no loss kll"),
+        ({"context_tokens": [[0.5, 64]]}, "rise from 0"),
+        ({"context_tokens": 480}, "512 positions"),
+        ({"lr_factors": {"slots": 5}}, "trains encoder"),
+        ({"trackers": ["mlflow"]}, "no tracker is called 'mlflow'"),
+        ({"data": []}, "data is empty"),
+        ({"data": [{"kind": "looking"}]}, "no data source is called 'looking'"),
+        ({"data": [{"kind": "lookup", "fact": 3}]}, "no option fact"),
+        ({"loss_options": {"top_k": 3}}, "loss_options"),
+        ({"schedule_by": "time"}, "max_seconds"),
+    ],
+)
+def test_what_a_recipe_may_not_say(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        train(tmp_path / "run", recipe(**changes))
+
+
+def test_a_segment_longer_than_the_encoders_window_is_refused(tmp_path, monkeypatch):
+    from longfit.compressors.soft.strided_kv import StridedKV
+
+    monkeypatch.setattr(StridedKV, "encoder_window", 64, raising=False)
+    with pytest.raises(InputError, match="segments of 96 tokens are longer than the encoder's window of 64"):
+        train(tmp_path)
+
+
+def test_documents_in_training_and_in_evaluation_are_refused(tmp_path):
+    write_texts(tmp_path / "a"), write_texts(tmp_path / "b", documents=2)
+    text = {"kind": "text", "files": "a", "eval_files": "b"}
+    with pytest.raises(OverlapError, match="2 documents are in training and in evaluation"):
+        train(tmp_path / "run", recipe(data=[text]), data=tmp_path)
+
+
+def test_empty_data_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text(" \n", encoding="utf-8")
+    with pytest.raises(DataError, match="is empty"):
+        train(tmp_path / "run", recipe(data=[{"kind": "text", "files": "a.txt"}]), data=tmp_path)
+    with pytest.raises(DataError, match="no file matches"):
+        train(tmp_path / "run", recipe(data=[{"kind": "text", "files": "b.txt"}]), data=tmp_path)
+
+
+def test_every_general_loss_trains(tmp_path):
+    losses = {"kl": 1.0, "ce": [[0, 0.0], [1, 1.0]], "lm": 0.5, "ae": 0.1, "continuation": 0.1, "next_segment": 0.1}
+    given = recipe(
+        steps=2,
+        losses=losses,
+        loss_options={"tie_gamma": 2.0, "kl_top_k": 8, "skip_first": 2, "detach_segments": 1},
+        compressor={"strided_kv": {"rank": 2, "segment_tokens": 40}},
+        window_tokens=8,
+    )
+    line = train(tmp_path, given).losses
+    assert set(losses) - set(line) == set()
+    assert abs(line["loss"] - sum(line[n] * (0.5 if n == "ce" else losses[n]) for n in losses)) < 1e-4
+
+
+def test_the_end_of_a_run_is_a_table_curves_and_an_adapter_with_them(tmp_path):
+    pytest.importorskip("matplotlib")
+    given = recipe(steps=4, evaluation={"n": 4, "every": 2, "small": 2, "context_tokens": [64, 96]})
+    out = train(tmp_path, given)
+    assert {row["context_tokens"] for row in out.table} == {64, 96}
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == out.table
+    assert (tmp_path / "evaluation.csv").read_text().startswith("set,")
+    assert (tmp_path / "losses.png").stat().st_size > 1000
+    assert "| lookup/word | 64 → " in (tmp_path / "adapter" / "README.md").read_text()
+    small = [line for line in metrics(tmp_path) if "evaluation" in line]
+    assert [line["step"] for line in small] == [2, 4]
+    assert "lookup/word/accuracy/memory" in small[0]["evaluation"]
