@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from longfit.units import DEFAULT_BUDGET
+
 
 class Group(TyperGroup):
     """Commands whose errors end in one line on stderr and the exit code that belongs to them."""
@@ -50,7 +52,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-DEFAULT_BUDGET = "25%"
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="Packaged name, folder, GGUF file or hub id; see `list models`.")
@@ -154,34 +155,87 @@ def ask(
     option: Options = None,
     as_json: Json = False,
 ) -> None:
-    """Ask a question about a document; without a budget or an attention, a quarter of the cache is kept."""
-    from longfit import load, wrap
-    from longfit.docqa import ask as answer_to
-    from longfit.docqa import read_text
+    """Ask a question about a document, or about what `longfit compress` made of one."""
+    from longfit import docqa
+    from longfit.memory_file import is_memory
 
-    # Whatever can be refused is refused before the model is loaded.
-    patch = None if attention is None else _patch(attention, option if compressor is None else None)
-    named = compressor or ("snapkv" if patch is None else None)
-    method = None if named is None else _method(named, option)
-    limit = _budget(budget, total) if named is not None or budget or total else None
-    text = read_text(document)
-    loaded, tokenizer = load(model, dtype=dtype, progress=not as_json)
-    wrap(loaded, method, budget=limit, chunk_tokens=chunk_tokens, attention=patch)
-    given = answer_to(loaded, tokenizer, text, question, aware=not agnostic, max_new_tokens=max_new_tokens)
+    if is_memory(document):
+        _refuse_setup({"--compressor": compressor, "--attention": attention, "--budget": budget, "--total": total})
+        memory, loaded, tokenizer = _remembered(document, not as_json)
+        given = docqa.ask_memory(loaded, tokenizer, memory, question, max_new_tokens=max_new_tokens)
+    else:
+        setup = _setup(model, dtype, compressor, attention, option, budget, total, chunk_tokens)
+        setup.parts()
+        text = docqa.read_text(document)
+        loaded, tokenizer = setup.prepare(progress=not as_json)
+        given = docqa.ask(loaded, tokenizer, text, question, aware=not agnostic, max_new_tokens=max_new_tokens)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "answer": given.text,
-                    "question": question,
-                    "document": document,
-                    "report": given.report.to_dict(),
-                }
-            )
-        )
+        said = {"answer": given.text, "question": question, "document": document, "report": given.report.to_dict()}
+        print(json.dumps(said))
         return
     print(given.text, flush=True)
     print(given.report, file=sys.stderr)
+
+
+@app.command()
+def compress(
+    document: Annotated[str, typer.Argument(help="A text file in UTF-8, or - for standard input.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to keep the memory in.")],
+    model: Model = "smollm2-135m",
+    compressor: Annotated[
+        str | None, typer.Option("--compressor", "-c", help="A method; see `longfit list`. snapkv without --attention.")
+    ] = None,
+    attention: Attention = None,
+    budget: Budget = None,
+    total: Total = None,
+    chunk_tokens: ChunkTokens = None,
+    dtype: Dtype = "auto",
+    option: Options = None,
+    as_json: Json = False,
+) -> None:
+    """Read a document once and keep what the budget allows, to be asked with `longfit ask FOLDER`."""
+    from longfit import docqa
+
+    setup = _setup(model, dtype, compressor, attention, option, budget, total, chunk_tokens)
+    setup.parts()
+    text = docqa.read_text(document)
+    loaded, tokenizer = setup.prepare(progress=not as_json)
+    memory = docqa.compress(loaded, tokenizer, text)
+    memory.save(output, about={"document": document, "setup": setup.to_dict()})
+    report = loaded.fit_report
+    if as_json:
+        print(json.dumps({"memory": str(output), "document": document, "report": report.to_dict()}))
+        return
+    print(report, file=sys.stderr)
+    print(output)
+
+
+@app.command()
+def info(
+    memory: Annotated[str, typer.Argument(help="A folder that `longfit compress` wrote.")], as_json: Json = False
+) -> None:
+    """What a saved memory holds, and what it was made by; no model is loaded."""
+    from longfit.memory_file import described, information
+
+    facts = described(information(Path(memory)), Path(memory))
+    width = max(map(len, facts))
+    print(json.dumps(facts) if as_json else "\n".join(f"{key:<{width}}  {value}" for key, value in facts.items()))
+
+
+@app.command()
+def export(
+    memory: Annotated[str, typer.Argument(help="A folder that `longfit compress` wrote.")],
+    to: Annotated[str, typer.Option("--to", help="cartridge (PEFT) or vllm-prompt-embeds.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    as_json: Json = False,
+) -> None:
+    """A saved memory for another engine."""
+    from longfit.export import exporter
+
+    write = exporter(to)
+    kept, loaded, _ = _remembered(memory, not as_json)
+    files = [str(file) for file in write(kept, loaded, output)]
+    print(json.dumps({"files": files}) if as_json else "\n".join(files))
 
 
 @app.command()
@@ -321,13 +375,6 @@ def _method(name: str, options: list[str] | None) -> Any:
     return _made(get, name, options)
 
 
-def _patch(name: str, options: list[str] | None) -> Any:
-    """The attention patch `name` with its `key=value` options."""
-    from longfit.attention import get
-
-    return _made(get, name, options)
-
-
 def _made(get: Callable[..., Any], name: str, options: list[str] | None) -> Any:
     from longfit.errors import InputError
 
@@ -360,6 +407,40 @@ def _budget(budget: str | None, total: str | None) -> Any:
     from longfit.budget import MemoryBudget
 
     return MemoryBudget.parse(DEFAULT_BUDGET if budget is None and total is None else budget, total=total)
+
+
+def _setup(
+    model: str,
+    dtype: str,
+    compressor: str | None,
+    attention: str | None,
+    option: list[str] | None,
+    budget: str | None,
+    total: str | None,
+    chunk_tokens: int | None,
+) -> Any:
+    from longfit.docqa import Setup
+
+    return Setup(model, dtype, compressor, attention, _options(option), budget, total, chunk_tokens)
+
+
+def _remembered(folder: str, progress: bool) -> tuple[Any, Any, Any]:
+    """A memory, and its model and tokenizer, loaded and wrapped as they were."""
+    from longfit import Memory
+    from longfit.docqa import Setup
+    from longfit.memory_file import information
+
+    setup = Setup.from_dict(information(Path(folder))["about"].get("setup"))
+    model, tokenizer = setup.prepare(progress=progress)
+    return Memory.load(folder, model), model, tokenizer
+
+
+def _refuse_setup(given: dict[str, Any]) -> None:
+    """A memory is read as it was made."""
+    from longfit.errors import InputError
+
+    if wrong := [name for name, value in given.items() if value]:
+        raise InputError(f"{', '.join(wrong)}: a memory remembers how it was made; compress the document again")
 
 
 def main() -> None:

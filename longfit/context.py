@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig
 from longfit.attention.base import AttentionPatch
 from longfit.budget import MemoryBudget, ModelShape, Plan, entry_bytes, plan
 from longfit.cache import FULL, GROWTH, FitCache, Ledger, layer_types
-from longfit.compressors import KVCompressor
-from longfit.errors import BudgetError, UnsupportedModelError
+from longfit.compressors import KVCompressor, LearnedCompressor
+from longfit.errors import BudgetError, InputError, UnsupportedFeatureError, UnsupportedModelError
 from longfit.families import switching_window, window_of
 from longfit.report import FitReport
 
@@ -38,6 +38,8 @@ class FitContext:
         geometry: "original", "packed", or None: the method's own, but packed for inputs past the model's window.
         base_implementation: the attention backend underneath.
         patch: the attention of the full-attention layers; None for full attention.
+        encoder: the learned compressor that makes a memory of the context; None for none.
+        free: no budget was given: the encoder compresses every context at its own ratio.
         enabled: False inside `model.disabled()`.
         report: what the last run did.
     """
@@ -50,6 +52,8 @@ class FitContext:
     geometry: str | None
     base_implementation: str
     patch: AttentionPatch | None = None
+    encoder: LearnedCompressor | None = None
+    free: bool = False
     enabled: bool = True
     report: FitReport | None = None
 
@@ -69,7 +73,7 @@ class FitContext:
             tokens=tokens if shape.full_layers else min(tokens, shape.sliding_window),
             budget=self.budget,
             batch_size=batch_size,
-            chunk_tokens=self.chunk_tokens,
+            chunk_tokens=self.chunk_tokens or (self.encoder.segment_tokens if self.encoder else None),
             max_chunk_tokens=DEFAULT_CHUNK_TOKENS,
             entry_state_bytes=method.entry_state_bytes + (ANGLE_BYTES if packed else 0) + self._index_bytes(),
             layer_state_bytes=method.layer_state_bytes(shape.query_heads, shape.key_dim, shape.dtype_bytes)
@@ -95,7 +99,11 @@ class FitContext:
         if self.patch is not None:
             sizes = shape.kv_heads, shape.query_heads, shape.key_dim, shape.dtype_bytes
             attending = self.patch.workspace(*sizes, chunk, kept)
-        return scoring + held + attending
+        encoding = 0
+        if self.encoder is not None:  # a segment in every layer, and the memory while it is joined and handed over
+            copies = 3 * kept if self.encoder.memory == "kv" else 0
+            encoding = entry_bytes(shape, 0) * (self.encoder.segment_tokens + copies) * shape.full_layers
+        return scoring + held + attending + encoding
 
     def _layer_bytes(self, tokens: int) -> int:
         if self.patch is None:
@@ -112,6 +120,8 @@ class FitContext:
         """
         window = window_of(self.config)
         packed = self._packed(tokens + new_tokens, window)
+        if self.encoder is not None:
+            self._check_encoder(self.encoder, tokens + new_tokens, window)
         switch = switching_window(self.config)
         if switch is not None and not packed and tokens + new_tokens > switch:
             raise UnsupportedModelError(
@@ -129,7 +139,7 @@ class FitContext:
                     "the budget would hold %s tokens a layer, the model's window only %s", kept, window - chunk
                 )
                 kept = window - chunk
-            held = min(kept, tokens + new_tokens, self._most_kept())
+            held = min(kept, self._length(tokens) + new_tokens, self._most_kept())
             chunk = min(chunk, window - held)
             if chunk < min(MIN_CHUNK_TOKENS, made.chunk_tokens, tokens):
                 raise BudgetError(
@@ -141,6 +151,24 @@ class FitContext:
         cache.chunk_tokens = chunk
         return cache
 
+    def _length(self, tokens: int) -> int:
+        """Entries that an input of `tokens` tokens becomes before anything is trimmed."""
+        encoder = self.encoder
+        if encoder is None or tokens <= encoder.window_tokens:
+            return tokens
+        return encoder.slots_for(tokens - encoder.window_tokens) + encoder.window_tokens
+
+    def _check_encoder(self, encoder: LearnedCompressor, length: int, window: int) -> None:
+        if not encoder.packs and length > window:
+            raise UnsupportedFeatureError(
+                f"{encoder.name} keeps the positions of the text, so an input may not pass the model's window of "
+                f"{window:,} tokens, and this one has {length:,}; use a learned compressor with packed positions"
+            )
+        if encoder.segment_tokens + encoder.window_tokens > window:
+            raise InputError(
+                f"{encoder.name}: segment_tokens={encoder.segment_tokens} passes the model's window of {window:,}"
+            )
+
     def _most_kept(self) -> int:
         """Entries that any full-attention layer holds at most because its attention sees no more."""
         if self.patch is None:
@@ -151,6 +179,8 @@ class FitContext:
         return max(patch.most_kept(place, n) if patch.covers(place, n) else ANY_LENGTH for place in full)
 
     def _packed(self, length: int, window: int) -> bool:
+        if self.encoder is not None:
+            return self.encoder.packs
         own = self.geometry or self.method.geometry
         if self.patch is not None and self.patch.extends and self.geometry is None and own == "original":
             return False

@@ -45,6 +45,10 @@ class FingerprintError(LongfitError, ValueError):
     """A memory that belongs to another model, tokenizer, adapter or method."""
 
 
+class MemoryFileError(LongfitError, ValueError):
+    """A saved memory that is missing, of another version, cut off or changed."""
+
+
 class DataError(LongfitError, ValueError):
     """An evaluation's data file that is missing or broken; the message says which, where it comes from, its format."""
 

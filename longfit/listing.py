@@ -42,6 +42,19 @@ def listing(what: str) -> list[dict[str, Any]]:
 
 
 def _facts(method: Any) -> dict[str, Any]:
+    shown = {name: value if _plain(value) else repr(value) for name, value in method.options().items()}
+    if hasattr(method, "memory"):
+        return {
+            "name": method.name,
+            "summary": method.summary,
+            "memory": method.memory,
+            "trains": method.trains,
+            "needs_training": bool(method.needs_training),
+            "question_aware": bool(method.query_aware),
+            "options": shown,
+            "left_out": method.left_out,
+            "source": method.source,
+        }
     return {
         "name": method.name,
         "summary": method.summary,
@@ -50,7 +63,7 @@ def _facts(method: Any) -> dict[str, Any]:
         "geometry": method.geometry,
         "needs_queries": bool(method.needs_queries),
         "replays": bool(method.replays),
-        "options": {name: value if _plain(value) else repr(value) for name, value in method.options().items()},
+        "options": shown,
         "source": method.source,
     }
 

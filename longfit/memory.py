@@ -1,10 +1,16 @@
-"""A compressed context as an object: compress once, ask many times."""
+"""A compressed context as an object: compress once, ask many times, keep it on disk."""
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from longfit.cache import FitCache
-from longfit.errors import FingerprintError
+from longfit.errors import FingerprintError, InputError
 
 
 @dataclass(frozen=True)
@@ -14,13 +20,12 @@ class Memory:
     Attributes:
         cache: the compressed keys and values of every layer, with their positions.
         tokens_in: tokens of the context, the longest row.
-        next_position: rotary position of the next token, per row.
         fingerprint: which model and method made it.
     """
 
     cache: FitCache
     tokens_in: int
-    fingerprint: str
+    fingerprint: dict[str, str]
 
     @property
     def kept_tokens(self) -> float:
@@ -32,25 +37,90 @@ class Memory:
         """Bytes allocated."""
         return self.cache.nbytes
 
-    def fork(self, fingerprint: str) -> FitCache:
+    def fork(self, fingerprint: dict[str, str]) -> FitCache:
         """A cache to continue from, for a model with this fingerprint.
 
         Raises:
             FingerprintError: the memory was made by another model or method.
         """
-        if fingerprint != self.fingerprint:
-            raise FingerprintError(
-                f"this memory was made by {self.fingerprint}, the model here is {fingerprint}; "
-                "compress the document again"
-            )
+        check_same(self.fingerprint, fingerprint)
         return self.cache.fork()
+
+    def save(self, folder: str | os.PathLike[str], about: dict[str, Any] | None = None) -> Path:
+        """Write the memory to a folder (`context.json` and a safetensors file), whole or not at all.
+
+        What is saved of soft slots is the slots, not the keys and values that the model makes of them.
+
+        Args:
+            about: anything else that JSON can hold, to be found again with `longfit info`.
+
+        Raises:
+            UnsupportedFeatureError: a part of it is on a slow tier.
+            MemoryFileError: the folder holds something else.
+        """
+        from longfit.memory_file import write
+
+        return write(self, Path(folder), about or {})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], model: Any) -> "Memory":
+        """Read what `save` wrote, for a model that was wrapped as it was then.
+
+        Raises:
+            FingerprintError: another model, other weights, method, options or attention.
+            MemoryFileError: no memory, one of another version, cut off or changed.
+        """
+        from longfit.memory_file import read
+
+        if not hasattr(model, "longfit"):
+            raise InputError("wrap the model as it was when the memory was made: longfit.wrap(model, ...)")
+        return read(Path(folder), model)
 
     def __repr__(self) -> str:
         return f"Memory(tokens_in={self.tokens_in}, kept_tokens={self.kept_tokens:.0f}, kv_bytes={self.kv_bytes})"
 
 
-def fingerprint(config: Any, method: Any, patch: Any = None) -> str:
-    """Model family, sizes, method and attention, in one line."""
-    return f"{config.model_type}/{config.num_hidden_layers}x{config.hidden_size}/{config._name_or_path} {method!r}" + (
-        "" if patch is None else f" {patch!r}"
-    )
+def check_same(made_by: dict[str, str], here: dict[str, str]) -> None:
+    """
+    Raises:
+        FingerprintError: the two differ; the message says in what.
+    """
+    for part in made_by | here:
+        if made_by.get(part) != here.get(part):
+            raise FingerprintError(
+                f"this memory belongs to another {part}: it was made by {made_by.get(part, 'none')}, and here is "
+                f"{here.get(part, 'none')}; wrap the model as it was then, or compress the document again"
+            )
+
+
+def fingerprint(model: Any, context: Any) -> dict[str, str]:
+    """What a memory depends on: model, weights, dtype, method, attention and learned compressor."""
+    config, encoder = context.config, context.encoder
+    own = [] if encoder is None else [p for group in encoder.parameters().values() for p in group]
+    made = {
+        "model": f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}",
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "weights": weights_hash(model.named_parameters(), skip=own),
+        "method": repr(context.method),
+    }
+    if context.patch is not None:
+        made["attention"] = repr(context.patch)
+    if encoder is not None:
+        made["learned compressor"] = encoder.fingerprint()
+    return made
+
+
+@torch.no_grad()
+def weights_hash(parameters: Iterable[tuple[str, Tensor]], skip: list[Any], samples: int = 16) -> str:
+    """A hash of names, shapes and some evenly spaced values of every weight: fast, and other for any other training."""
+    import hashlib
+
+    left_out, digest, values = {id(parameter) for parameter in skip}, hashlib.sha256(), []
+    for name, parameter in sorted(parameters, key=lambda item: item[0].replace(".base_layer", "")):
+        if id(parameter) in left_out:
+            continue
+        digest.update(f"{name.replace('.base_layer', '')}{tuple(parameter.shape)}".encode())
+        flat = parameter.detach().reshape(-1)
+        values.append(flat[:: max(1, flat.numel() // samples)][:samples].float())
+    digest.update(torch.cat(values).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -17,7 +17,7 @@ from longfit.attention import NAMES, AttentionPatch
 from longfit.budget import MemoryBudget, ModelShape
 from longfit.cache import FULL, FitCache, layer_types
 from longfit.calls import check_ids, prompt_of, refuse, setting
-from longfit.compressors import KeepAll, KVCompressor, get
+from longfit.compressors import Encoded, KeepAll, KVCompressor, LearnedCompressor, get
 from longfit.context import FitContext
 from longfit.errors import InputError, LongfitError, UnsupportedFeatureError, UnsupportedModelError
 from longfit.families import TESTED, base_implementation, check, decoder_of, same_as_base, text_config
@@ -113,8 +113,13 @@ class FitMixin:
         self.longfit.report = self._report(cache, meter.peak_bytes())
         return Memory(cache, cache.tokens_in, self._fingerprint())
 
-    def _fingerprint(self) -> str:
-        return fingerprint(self.longfit.config, self.longfit.method, self.longfit.patch)
+    def _fingerprint(self) -> dict[str, str]:
+        return fingerprint(self, self.longfit)
+
+    @torch.no_grad()
+    def _reread(self, cache: FitCache, encoded: Encoded, ids: Tensor) -> None:
+        """Read saved soft slots, and the ids after them, into an empty cache."""
+        _stream(self, cache).read_again(encoded, ids)
 
     def _cache_for(
         self, ids: Tensor, kwargs: dict[str, Any], memory: Memory | None, question_tokens: int | None
@@ -147,9 +152,9 @@ class FitMixin:
             raise UnsupportedFeatureError(
                 f"past_key_values is a {type(given).__name__}; a wrapped model continues its own caches only"
             )
-        if question_tokens and self.longfit.method.query_aware:
+        if question_tokens:
             cache.question_tokens = question_tokens
-            cache.question_aware = True
+            cache.question_aware = self.longfit.method.query_aware
         return cache
 
     def _report(self, cache: FitCache, peak_bytes: int | None) -> FitReport:
@@ -157,7 +162,7 @@ class FitMixin:
         bounded = cache.bounded
         per_layer = [[n for row in layer.kept_by_head() for n in row] for layer in bounded]
         return FitReport(
-            method=repr(self.longfit.method),
+            method=_named(self.longfit),
             attention=None if self.longfit.patch is None else repr(self.longfit.patch),
             geometry="packed" if cache.ledger.packed else "original",
             question_aware=cache.question_aware,
@@ -225,11 +230,11 @@ def wrap(
         raise InputError(f"chunk_tokens={chunk_tokens}; it has to be at least 1")
     # Copies: bound to this model, whatever else they are used for.
     patch = None if attention is None else copy.copy(_patch(attention, options if compressor is None else {}))
-    method: KVCompressor
-    if compressor is None and patch is not None:
-        method, budget = KeepAll(), budget if budget or total else "100%"
-    else:
-        method = copy.copy(_method("snapkv" if compressor is None else compressor, options))
+    encoder, method = _methods("snapkv" if compressor is None and patch is None else compressor, options)
+    free = isinstance(method, KeepAll) and not budget and not total
+    budget = "100%" if free else budget
+    if geometry is not None and encoder is not None:
+        raise InputError(f"geometry={geometry!r}: {encoder.name} places its memory itself")
     method.bind(inner)
     if patch is not None:
         bind_patch(patch, inner)
@@ -242,6 +247,8 @@ def wrap(
         geometry=geometry,
         base_implementation=base_implementation(inner),
         patch=patch,
+        encoder=encoder,
+        free=free and encoder is not None,
     )
     if context.budget.keep_ratio is None:
         context.plan()
@@ -250,6 +257,8 @@ def wrap(
             f"every layer of {type(inner).__name__} has a sliding window of {context.shape.sliding_window} tokens and "
             "stays as it is; there is nothing to compress to a ratio"
         )
+    if encoder is not None:
+        encoder.bind(inner)
     _become(inner, _fitted(cast(Any, type(inner))))
     inner.longfit = context
     _set_attention(inner, NAMES[context.base_implementation])
@@ -264,6 +273,8 @@ def unwrap(model: Any) -> Any:
     if isinstance(inner, FitMixin):
         context = inner.longfit
         _set_attention(inner, context.base_implementation)
+        if context.encoder is not None:
+            context.encoder.release()
         del inner.longfit
         _become(inner, type(inner).__mro__[2])
     return model
@@ -320,7 +331,8 @@ def base_forward(model: Any) -> Any:
 
 
 def _stream(model: Any, cache: FitCache) -> Stream:
-    return Stream(model, base_forward(model), decoder_of(model), cache)
+    context = model.longfit
+    return Stream(model, base_forward(model), decoder_of(model), cache, context.encoder, context.free)
 
 
 def _bind(base: type, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -334,20 +346,47 @@ def _bind(base: type, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     return bound
 
 
-def _method(compressor: Any, options: dict[str, Any]) -> KVCompressor:
-    if isinstance(compressor, list):
-        if len(compressor) != 1:
-            raise UnsupportedFeatureError("a pipeline of several compressors is not available in this version yet")
-        compressor = compressor[0]
+def _methods(compressor: Any, options: dict[str, Any]) -> tuple[LearnedCompressor | None, KVCompressor]:
+    """What makes a memory of the context, if anything, and what trims the cache: copies, to be bound to one model.
+
+    Raises:
+        InputError, UnknownNameError: not a compressor.
+        UnsupportedFeatureError: a pipeline in an order that does not work.
+    """
+    steps = compressor if isinstance(compressor, list) else [] if compressor is None else [compressor]
+    made = [copy.copy(_step(step, options if len(steps) == 1 else {})) for step in steps]
+    if len(steps) > 1 and options:
+        raise InputError(f"options {', '.join(options)} go to the compressor objects of a pipeline")
+    learned = [step for step in made if isinstance(step, LearnedCompressor)]
+    trims = [step for step in made if isinstance(step, KVCompressor)]
+    if len(learned) > 1 or len(trims) > 1 or made != [*learned, *trims]:
+        raise UnsupportedFeatureError(
+            "a pipeline is one learned compressor and then one that trims the cache, such as ['strided_kv', 'snapkv']"
+        )
+    method = trims[0] if trims else KeepAll()
+    if learned and method.replays:
+        raise UnsupportedFeatureError(f"{method.name} reads the context again, which a learned memory has not kept")
+    return (learned[0] if learned else None), method
+
+
+def _step(compressor: Any, options: dict[str, Any]) -> Any:
+    kinds = (KVCompressor, LearnedCompressor)
     if isinstance(compressor, str):
         return get(compressor, **options)
-    if isinstance(compressor, type) and issubclass(compressor, KVCompressor):
+    if isinstance(compressor, type) and issubclass(compressor, kinds):
         return compressor(**options)
-    if not isinstance(compressor, KVCompressor):
-        raise InputError(f"a compressor is a name or a KVCompressor, not {type(compressor).__name__}")
+    if not isinstance(compressor, kinds):
+        raise InputError(f"a compressor is a name or a compressor object, not {type(compressor).__name__}")
     if options:
         raise InputError(f"options {', '.join(options)} go to the compressor object itself")
     return compressor
+
+
+def _named(context: FitContext) -> str:
+    """The compressors of a context, for its report."""
+    if context.encoder is None:
+        return repr(context.method)
+    return repr(context.encoder) if isinstance(context.method, KeepAll) else f"{context.encoder!r}, {context.method!r}"
 
 
 def _patch(attention: str | AttentionPatch, options: dict[str, Any]) -> AttentionPatch:

@@ -1,6 +1,7 @@
 """Prefill in chunks and decode, inside a budget: what a wrapped model's forward does."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from longfit.cache import FitCache
+from longfit.compressors import Encoded, KeepAll, LearnedCompressor
 from longfit.errors import InputError, UnsupportedFeatureError
+from longfit.filling import fill, place_encoded, share
 
 
 @dataclass
@@ -21,12 +24,16 @@ class Stream:
         base_forward: its class's own forward.
         decoder: its stack of layers, which runs the chunks whose logits nobody asked for.
         cache: the cache to fill.
+        encoder: the learned compressor that the context goes through first; None for none.
+        free: the encoder compresses at its own ratio, whatever the length: there is no budget.
     """
 
     model: Any
     base_forward: Any
     decoder: nn.Module
     cache: FitCache
+    encoder: LearnedCompressor | None = None
+    free: bool = False
 
     def run(self, arguments: dict[str, Any]) -> CausalLMOutputWithPast:
         """Take the forward's arguments, give its output; `logits` cover what `logits_to_keep` asks for."""
@@ -72,12 +79,16 @@ class Stream:
 
     def _pieces(self, tokens: Tensor, arguments: dict[str, Any], name: str, want_all: bool, want_last: bool = True):
         """Run every chunk; yields (outputs, logits or None) of each."""
-        cache, T = self.cache, tokens.shape[1]
+        cache = self.cache
         padding = self._padding(arguments.pop("attention_mask", None), tokens)
         arguments.pop("position_ids", None)
-        total, first_call = cache.seen + T, cache.seen == 0
-        phase = "decode" if T == 1 and not first_call else "prefill"
-        question = cache.question_tokens if phase == "prefill" else 0
+        first_call = cache.seen == 0
+        phase = "decode" if tokens.shape[1] == 1 and not first_call else "prefill"
+        if self.encoder is not None and first_call:
+            tokens = self._compress(self.encoder, tokens, padding or [0] * tokens.shape[0], name)
+        T = tokens.shape[1]
+        total = cache.seen + T
+        question = cache.question_tokens if phase == "prefill" and cache.method.query_aware else 0
         cache.question_tokens = 0
         spans = chunk_spans(T - question, cache.chunk_tokens)
         replay = cache.method.replays and phase == "prefill" and (first_call or len(spans) > 1)
@@ -98,12 +109,13 @@ class Stream:
             )
             call = {**arguments, name: part, "position_ids": positions.to(part.device)}
             logits = None
-            if want_all or (last and want_last):
-                outputs = self.base_forward(**self._with_cache(call, part), logits_to_keep=0 if want_all else 1)
-                stored = part.shape[1] if last else stop - start
-                logits = outputs.logits[:, :stored]
-            else:
-                outputs = self.decoder(**self._with_cache(call, part))
+            with nullcontext() if self.encoder is None else self.encoder.reading(cache.encoded):
+                if want_all or (last and want_last):
+                    outputs = self.base_forward(**self._with_cache(call, part), logits_to_keep=0 if want_all else 1)
+                    stored = part.shape[1] if last else stop - start
+                    logits = outputs.logits[:, :stored]
+                else:
+                    outputs = self.decoder(**self._with_cache(call, part))
             cache.end()
             if replay:
                 self._replay(tokens[:, start:stop], arguments, name)
@@ -111,6 +123,44 @@ class Stream:
                 cache.trim_together()
             cache.chunks += phase == "prefill"
             yield outputs, logits
+
+    def _compress(self, encoder: LearnedCompressor, tokens: Tensor, padding: list[int], name: str) -> Tensor:
+        """Let the encoder make a memory of the context; returns what is left to be read, [B, T]."""
+        cache, T = self.cache, tokens.shape[1]
+        limit = None if self.free else cache.ledger.kept_limit(T - min(padding))
+        trims = not isinstance(cache.method, KeepAll)
+        made = share(encoder, T, cache.question_tokens, padding, limit, trims)
+        if made is None:
+            return tokens
+        if name != "input_ids":
+            raise UnsupportedFeatureError(f"{encoder.name} compresses token ids; inputs_embeds have none")
+        question = tokens[:, T - cache.question_tokens :] if encoder.query_aware else None
+        with nullcontext() if question is None else encoder.asking(question):
+            fill(encoder, cache, tokens[:, : made.context], padding, made.ratio, self._read_slots)
+        if cache.encoded is not None and cache.encoded.soft is not None:
+            cache.raw_ids = tokens[:, made.context :]
+        return tokens[:, made.context :]
+
+    def read_again(self, encoded: Encoded, ids: Tensor) -> None:
+        """Read soft slots and the ids [B, T] after them into an empty cache, as they were read at first."""
+        assert self.encoder is not None
+        rows = slice(0, encoded.rows)
+        padding = [0] * encoded.rows
+        place_encoded(self.encoder, self.cache, [(rows, encoded)], padding, encoded.tokens_in, self._read_slots)
+        self.cache.raw_ids = ids
+        self.fill({"input_ids": ids})
+
+    def _read_slots(self, slots: Tensor, padding: list[int]) -> None:
+        """Read embeddings [B, M, E], left-padded, into the empty cache as tokens."""
+        assert self.encoder is not None
+        M = slots.shape[1]
+        with self.encoder.reading(None):
+            for start, stop in chunk_spans(M, self.cache.chunk_tokens):
+                part = slots[:, start:stop].to(self.model.dtype)
+                positions = self.cache.begin(stop - start, padding, slots.shape[0], phase="prefill", total_tokens=M)
+                call = {"inputs_embeds": part, "position_ids": positions.to(part.device)}
+                self.decoder(**self._with_cache(call, part))
+                self.cache.end()
 
     def _replay(self, chunk: Tensor, arguments: dict[str, Any], name: str) -> None:
         """Make the model repeat the chunk that was just stored."""

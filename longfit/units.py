@@ -31,6 +31,8 @@ _BYTES = re.compile(rf"\s*{_NUMBER}\s*([kmgt]?i?b|bytes?)\s*", re.IGNORECASE)
 _TOKENS = re.compile(rf"\s*{_NUMBER}\s*([km]?)\s*(tokens?)?\s*", re.IGNORECASE)
 _SHARE = re.compile(rf"\s*{_NUMBER}\s*%\s*")
 
+DEFAULT_BUDGET = "25%"
+
 
 def _decimal(text: str) -> Decimal:
     try:

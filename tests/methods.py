@@ -1,6 +1,6 @@
 """Every registered method with options that fit tiny inputs: the one list that all generic tests run over."""
 
-from longfit.compressors import SnapKV, available, get
+from longfit.compressors import SnapKV, available_kv, get
 
 SMALL = {
     "snapkv": {"window": 6},
@@ -18,4 +18,4 @@ def make(name: str):
     return lambda: get(name, **SMALL.get(name, {}))
 
 
-METHODS = {name: make(name) for name in available()}
+METHODS = {name: make(name) for name in available_kv()}

@@ -96,6 +96,25 @@ def test_ask_reads_standard_input_and_reports_on_stderr(tiny):
     assert "SnapKV" in result.stderr and "SnapKV" not in result.stdout
 
 
+@pytest.mark.parametrize("how", [[], ["-c", "strided_kv", "--option", "ratio=3"], ["-a", "sliding_window"]])
+def test_a_document_is_compressed_once_and_asked_again_and_exported(tiny, log, tmp_path, how):
+    folder = str(tmp_path / "log.ctx")
+    made = runner.invoke(app, ["compress", log, "-o", folder, "-m", tiny, "--json", *how])
+    assert made.exit_code == 0, made.stderr
+    assert json.loads(made.stdout)["report"]["kept_tokens"] < json.loads(made.stdout)["report"]["tokens_in"]
+    asked = [runner.invoke(app, ["ask", folder, "who lit it", "--max-new-tokens", "4", "--json"]) for _ in range(2)]
+    answers = [json.loads(result.stdout)["answer"] for result in asked]
+    fresh = runner.invoke(app, ["ask", log, "who lit it", "-m", tiny, "--max-new-tokens", "4", "--agnostic", *how])
+    assert answers[0] == answers[1] == fresh.stdout.strip()
+    known = json.loads(runner.invoke(app, ["info", folder, "--json"]).stdout)
+    assert known["document"] == log and known["tokens_in"] > known["kept_tokens"]
+    out = runner.invoke(app, ["export", folder, "--to", "cartridge", "-o", str(tmp_path / "c"), "--json"])
+    assert out.exit_code == 0, out.stderr
+    assert "remembers" in refused("ask", folder, "who", "--budget", "25%")
+    assert "prompt-embeds" in refused("export", folder, "--to", "cassette", "-o", str(tmp_path / "d"))
+    assert "soft slots" in refused("export", folder, "--to", "vllm-prompt-embeds", "-o", str(tmp_path / "d"), "--json")
+
+
 def test_bad_input_ends_in_one_line_and_exit_code_2(tiny, log, tmp_path):
     binary = tmp_path / "picture.txt"
     binary.write_bytes(b"\x89PNG\0\0")

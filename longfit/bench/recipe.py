@@ -186,7 +186,7 @@ def _check_system(system: Any, require: Any) -> None:
     else:
         from longfit import compressors
 
-        available = list(compressors.available())
+        available = list(compressors.available_kv())
     near = difflib.get_close_matches(name, available, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(available)}"
     require(name in available, f"{kind} has no {name!r}; {hint}")

@@ -4,6 +4,7 @@ from longfit.cache.fit import FULL, SLIDING, FitCache, layer_types
 from longfit.cache.layer import HANDLE, BoundedLayer, Look
 from longfit.cache.ledger import Ledger
 from longfit.cache.part import Part
+from longfit.cache.place import Memo, Placed, place, stand_for
 from longfit.cache.rotary import Rotary
 from longfit.cache.side_by_side import SideBySide
 from longfit.cache.side_index import GROWTH, Rows, SideIndex
@@ -26,7 +27,9 @@ __all__ = [
     "FitCache",
     "Ledger",
     "Look",
+    "Memo",
     "Part",
+    "Placed",
     "Rotary",
     "Rows",
     "Shelf",
@@ -38,6 +41,8 @@ __all__ = [
     "Store",
     "View",
     "layer_types",
+    "place",
     "shelf_for",
+    "stand_for",
     "take",
 ]

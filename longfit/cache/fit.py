@@ -32,6 +32,11 @@ class FitCache(Cache):
         max_positions: rotary positions that the packed geometry may use.
         patch: the attention of the full-attention layers, None for full attention.
 
+    Attributes:
+        encoded: what a learned compressor made of the context (slots and states; keys and values are in the layers
+            only); None without one.
+        raw_ids: [B, T] the ids that were read raw after soft slots, from which slots can be read again.
+
     Raises:
         UnsupportedModelError: a layer type is neither full nor sliding attention.
     """
@@ -52,6 +57,8 @@ class FitCache(Cache):
         self.rows = self.columns = self.chunks = self.new_tokens = self.question_tokens = 0
         self.chunk_tokens = 1
         self.question_aware = False
+        self.encoded: Any = None
+        self.raw_ids: Tensor | None = None
         self.prefill_seconds = self.decode_seconds = 0.0
         layers: list[BoundedLayer | SlidingLayer] = []
         for place, (kind, kwargs) in enumerate(zip(types, arguments, strict=True)):
@@ -236,6 +243,8 @@ class FitCache(Cache):
             if values is not None:
                 setattr(self.ledger, name, [v for v in values for _ in range(repeats)])
         self.rows *= repeats
+        if self.encoded is not None:
+            self.encoded = self.encoded.repeated(repeats)
 
     def fork(self) -> "FitCache":
         """An independent copy; the method and the rotary modules are shared."""
@@ -243,6 +252,7 @@ class FitCache(Cache):
             self.config,
             self.method,
             self.patch,
+            self.encoded,
             *(layer.rotary for layer in self.own_layers if layer.rotary is not None),
         ]
         return copy.deepcopy(self, {id(thing): thing for thing in shared})

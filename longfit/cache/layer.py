@@ -70,7 +70,7 @@ class BoundedLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         B, G = key_states.shape[:2]
         padding = self.ledger.padding or [0] * B
-        apart = len(set(padding)) > 1 or self.method.ragged or self.offloads
+        apart = self.ledger.apart or len(set(padding)) > 1 or self.method.ragged or self.offloads
         rows = [slice(b, b + 1) for b in range(B)] if apart else [slice(0, B)]
         heads = [slice(g, g + 1) for g in range(G)] if self.method.ragged else [slice(0, G)]
         self.parts = [Part(r, h, padding[r.start]) for r in rows for h in heads]

@@ -2,10 +2,42 @@
 
 from typing import Any
 
-from longfit.compressors import kv
-from longfit.compressors.base import KeepAll, KVCompressor, Wrapper, available, get
+from longfit.compressors import kv, soft
+from longfit.compressors.base import KeepAll, KVCompressor, Wrapper
+from longfit.compressors.base import available as available_kv
+from longfit.compressors.soft import Encoded, LearnedCompressor
+from longfit.compressors.soft import available as available_soft
+from longfit.registry import make
 
-__all__ = ["KVCompressor", "KeepAll", "Wrapper", "available", "get", "kv"]
+__all__ = [
+    "Encoded",
+    "KVCompressor",
+    "KeepAll",
+    "LearnedCompressor",
+    "Wrapper",
+    "available",
+    "available_kv",
+    "available_soft",
+    "get",
+    "kv",
+    "soft",
+]
+
+
+def available() -> dict[str, type[KVCompressor] | type[LearnedCompressor]]:
+    """All registered compressors by name."""
+    known: dict[str, Any] = {**available_kv(), **available_soft()}
+    return dict(sorted(known.items()))
+
+
+def get(name: str, **options: Any) -> Any:
+    """The compressor `name` with its options.
+
+    Raises:
+        UnknownNameError: no such compressor; the message suggests the nearest.
+        InputError: an option that the compressor does not have.
+    """
+    return make("compressor", available(), name, options)
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from longfit.errors import InputError
+from longfit.memory import Memory
 from longfit.report import FitReport
 
 # Stands for the document while a chat template is applied, to find where its text goes.
@@ -83,21 +84,54 @@ def ask(
         InputError: an empty document or question, or a chat template that hides the question.
         BudgetError: the budget cannot be met for this document.
     """
+    context, rest = split_prompt(tokenizer, document, question)
+    if aware:
+        return _answer(model, tokenizer, context, rest, max_new_tokens)
+    memory = model.compress(_tensor(model, context))
+    return _answer(model, tokenizer, [], rest, max_new_tokens, memory)
+
+
+def compress(model: Any, tokenizer: Any, document: str) -> Memory:
+    """Read a document into a memory, without a question.
+
+    Raises:
+        InputError: an empty document.
+        BudgetError: the budget cannot be met for this document.
+    """
+    context, _ = split_prompt(tokenizer, document, "?")
+    return model.compress(_tensor(model, context))
+
+
+@torch.no_grad()
+def ask_memory(model: Any, tokenizer: Any, memory: Memory, question: str, *, max_new_tokens: int = 64) -> Answer:
+    """Ask a wrapped model a question about what `compress` made of a document, greedily. The memory does not change.
+
+    Raises:
+        InputError: an empty question.
+        FingerprintError: the memory belongs to another model or method.
+    """
+    _, rest = split_prompt(tokenizer, "-", question)
+    return _answer(model, tokenizer, [], rest, max_new_tokens, memory)
+
+
+def _answer(
+    model: Any,
+    tokenizer: Any,
+    context: list[int],
+    question: list[int],
+    max_new_tokens: int,
+    memory: Memory | None = None,
+) -> Answer:
+    """The greedy answer to a question after a context, or after a memory of one."""
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens={max_new_tokens}; it has to be at least 1")
-    context, rest = split_prompt(tokenizer, document, question)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": pad}
-    if aware:
-        prompt = _tensor(model, context + rest)
-        how["question_tokens"] = len(rest)
-    else:
-        memory = model.compress(_tensor(model, context))
-        prompt = _tensor(model, rest)
-        how["memory"] = memory
+    how |= {"question_tokens": len(question)} if memory is None else {"memory": memory}
+    prompt = _tensor(model, context + question)
     out = model.generate(prompt, attention_mask=torch.ones_like(prompt), **how)
     text = tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True).strip()
-    return Answer(text, model.fit_report, len(rest))
+    return Answer(text, model.fit_report, len(question))
 
 
 def _tensor(model: Any, ids: list[int]) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from longfit.compressors import get
 from longfit.errors import UnsupportedFeatureError
-from longfit.eval.cells import Cell
+from longfit.eval.cells import OWN, Cell
 from longfit.eval.measures import Held, Outcome, check_kept, kept_map
 from longfit.eval.sample import Sample
 from longfit.eval.task import Task
@@ -53,7 +53,8 @@ def wrapped(model: Any, cell: Cell, chunk_tokens: int | None = None) -> Iterator
         fitted = wrap(model, attention=cell.patch, chunk_tokens=chunk)
     else:
         compressor = get(cell.method, **cell.options)
-        fitted = wrap(model, compressor, budget=cell.budget, chunk_tokens=chunk, attention=cell.patch)
+        budget = None if cell.budget == OWN else cell.budget
+        fitted = wrap(model, compressor, budget=budget, chunk_tokens=chunk, attention=cell.patch)
     try:
         yield fitted
     finally:

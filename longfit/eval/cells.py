@@ -7,8 +7,10 @@ from typing import Any
 from longfit import attention as attentions
 from longfit.attention import AttentionPatch
 from longfit.budget import MemoryBudget
+from longfit.compressors import available_soft
 from longfit.errors import InputError
 
+OWN = "own"
 BASELINES = ("full", "no_context", "truncate")
 GROUP_KEYS = {"methods", "keep_ratios", "budgets", "awareness", "chunk_tokens", "attention", "read_tokens"}
 
@@ -21,8 +23,9 @@ class Cell:
         method: a compressor, an attention alone, or a baseline: `full` (the plain model), `no_context` (the prompt with
             nothing in the place of its content) or `truncate` (both ends of the context, as many tokens as a method
             would keep).
-        budget: as `longfit.wrap` takes it; "100%" for full and no_context; for an attention alone "64 read", the stored
-            entries that a decoded token attends to, or "100%" where it has no such size.
+        budget: as `longfit.wrap` takes it; "own" for a learned compressor at its own ratio; "100%" for full and
+            no_context; for an attention alone "64 read", the stored entries that a decoded token attends to, or "100%"
+            where it has no such size.
         awareness: "agnostic" compresses before the question is known, "aware" with the question in sight.
         options: of the method; those of an attention alone without its size.
         attention: options of the attention that stands in for full attention, with its `name`; None for full attention.
@@ -64,8 +67,13 @@ class Cell:
 
     @property
     def prefills_alone(self) -> bool:
-        """The prefill is the cell's own: its attention differs from the model's while the context is read."""
-        return self.patch is not None and "prefill" in self.patch.phases
+        """The prefill is the cell's own: the model does not read the context as it would alone."""
+        return self.learned or (self.patch is not None and "prefill" in self.patch.phases)
+
+    @property
+    def learned(self) -> bool:
+        """The context is compressed by a learned compressor."""
+        return self.method in available_soft()
 
     @property
     def baseline(self) -> bool:
@@ -150,6 +158,8 @@ def _budgets(group: dict[str, Any], method: str) -> list[str]:
         if not isinstance(ratio, int | float) or not 0 < ratio <= 1:
             raise InputError(f"keep_ratio {ratio} of {method} is not in (0, 1]")
     budgets = [f"{100 * ratio:g}%" for ratio in ratios] + [str(given) for given in group.get("budgets", [])]
+    if not budgets and method in available_soft():
+        return [OWN]
     if not budgets:
         raise InputError(f"{method} has neither keep_ratios nor budgets; give at least one")
     for budget in budgets:

@@ -7,7 +7,7 @@ import torch
 
 from longfit.cache import FitCache
 from longfit.errors import BudgetExceededError, ScoreError
-from longfit.eval.cells import Cell
+from longfit.eval.cells import OWN, Cell
 
 BINS = 64
 
@@ -58,6 +58,8 @@ def check_kept(cell: Cell, held: Held, new_tokens: int) -> None:
         ScoreError: nothing was dropped although the input is over the budget.
         BudgetExceededError: more was kept than the budget allows.
     """
+    if cell.budget == OWN and held.kept_tokens >= held.tokens_in:
+        raise ScoreError(f"{cell.cell_id} kept all of {held.tokens_in} tokens: nothing was compressed")
     ratio, limit = cell.keep_ratio, held.limit_tokens
     allowed = ratio * held.tokens_in if ratio is not None else limit
     if allowed is None:

@@ -1,7 +1,7 @@
 """LoRA adapters on the base model, through PEFT: which one acts is said for a stretch of code, never left on."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,19 @@ class Adapters:
         ranks: rank by adapter name.
         alpha: scale over rank, for all: alpha = 2 rank unless given.
         targets: names of the linear layers; those of the model's family if left out.
+        layers: only the first so many of the model's layers; all if left out.
 
     Raises:
         UnsupportedModelError: the model has adapters already, or none of the layers.
     """
 
     def __init__(
-        self, model: Any, ranks: Mapping[str, int], alpha: float | None = None, targets: tuple[str, ...] | None = None
+        self,
+        model: Any,
+        ranks: Mapping[str, int],
+        alpha: float | None = None,
+        targets: tuple[str, ...] | None = None,
+        layers: int | None = None,
     ) -> None:
         if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise UnsupportedModelError(
@@ -56,7 +62,13 @@ class Adapters:
             raise UnsupportedModelError(f"{type(model).__name__} has none of the layers {', '.join(sorted(wanted))}")
         frozen = {name: p.requires_grad for name, p in model.named_parameters()}
         for name, rank in ranks.items():
-            config = LoraConfig(r=rank, lora_alpha=int(alpha or 2 * rank), target_modules=found, bias="none")
+            config = LoraConfig(
+                r=rank,
+                lora_alpha=int(alpha or 2 * rank),
+                target_modules=found,
+                bias="none",
+                layers_to_transform=None if layers is None else list(range(layers)),
+            )
             if self.peft is None:
                 self.peft = get_peft_model(model, config, adapter_name=name)
             else:
@@ -67,7 +79,8 @@ class Adapters:
             known = name.replace(".base_layer.", ".")
             if known in frozen:
                 parameter.requires_grad_(frozen[known])
-        self._layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self._layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self._acting: str | None = next(iter(self._trainable), None)  # PEFT leaves an adapter on
         self._switch(None)
 
     @contextmanager
@@ -81,7 +94,10 @@ class Adapters:
             self._switch(before)
 
     def _switch(self, name: str | None) -> None:
-        self._acting = name if name in self._trainable else None
+        wanted = name if name in self._trainable else None
+        if wanted == self._acting:
+            return
+        self._acting = wanted
         for layer in self._layers:
             if self._acting is None:
                 layer.enable_adapters(False)
@@ -137,3 +153,49 @@ class Adapters:
             with torch.no_grad():
                 self.peft.unload()
         self.peft, self._layers, self._trainable = None, [], {}
+
+
+class SplitAdapters:
+    """`Adapters` of two models as one: each name belongs to the model that has it.
+
+    Args:
+        parts: adapters of the encoder and of the reader, with different names.
+    """
+
+    def __init__(self, *parts: Adapters) -> None:
+        self.parts = parts
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """Inside, the adapter `name` acts on its model, and none on the others."""
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.using(name))
+            yield
+
+    @property
+    def names(self) -> list[str]:
+        return [name for part in self.parts for name in part.names]
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """The weights of one adapter."""
+        return [parameter for part in self.parts if name in part.names for parameter in part.parameters(name)]
+
+    def save(self, folder: Path) -> None:
+        """One folder per adapter, in PEFT's format."""
+        for part in self.parts:
+            part.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """The weights that `save` wrote.
+
+        Raises:
+            FingerprintError: they do not fit.
+        """
+        for part in self.parts:
+            part.load(folder)
+
+    def remove(self) -> None:
+        """Take PEFT's wrappers out of both models again."""
+        for part in self.parts:
+            part.remove()

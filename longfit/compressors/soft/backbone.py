@@ -47,7 +47,7 @@ class Backbone:
         self.model = model
         self.decoder: Any = model.get_decoder()
         self.types, arguments = layer_types(model.config)
-        self.windows = [given.get("sliding_window") for given in arguments]
+        self.windows: list[int | None] = [given.get("sliding_window") for given in arguments]
         backend = (model.config._attn_implementation or "eager").removeprefix("longfit_")
         if backend not in ("eager", "sdpa"):
             raise UnsupportedFeatureError(
@@ -85,6 +85,21 @@ class Backbone:
         """Input embeddings [B, T, E] of ids [B, T], scaled where the model scales them."""
         return self.model.get_input_embeddings()(ids)
 
+    def vocabulary(self, rows: int = 4096) -> Tensor:
+        """Input embeddings [N, E] of tokens evenly spread over the vocabulary, at most `rows`, as layers get them."""
+        V = int(self.model.get_input_embeddings().weight.shape[0])
+        with torch.no_grad():
+            return self.embed(torch.arange(0, V, -(-V // rows), device=self.device)[None])[0]
+
+    def end_embedding(self) -> Tensor | None:
+        """Input embedding [E] of the end-of-text token, if the model has one."""
+        end = self.config.eos_token_id
+        end = end[0] if isinstance(end, list) else end
+        if end is None:
+            return None
+        with torch.no_grad():
+            return self.embed(torch.tensor([[end]], device=self.device))[0, 0]
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, T, V] from hidden states after the final norm."""
         # A slice of [B, T, E] would be multiplied row by row, with a copy of the head for each.
@@ -100,6 +115,8 @@ class Backbone:
         allowed: Tensor | None = None,
         past_bias: Tensor | None = None,
         stop_at: int | None = None,
+        sees_past: Tensor | None = None,
+        allowed_sliding: Tensor | None = None,
     ) -> Pass:
         """One forward.
 
@@ -111,15 +128,19 @@ class Backbone:
                 (in sliding layers, what lies within their window, by position).
             past_bias: [B, P] added to the attention logits of the past entries, full-attention layers only.
             stop_at: the layer at whose input to stop.
+            sees_past: bool [T], which new tokens see the past; all of them if left out.
+            allowed_sliding: what sliding layers use instead of `allowed` (within their window).
         """
         T = embeds.shape[1]
         cache = _cache(past)
         if allowed is None:
             allowed = torch.ones(T, T, dtype=torch.bool, device=embeds.device).tril()
-        masks = {
-            kind: self._mask(self.types.index(kind), positions, past, allowed, past_bias, embeds)
-            for kind in set(self.types)
-        }
+        if sees_past is None:
+            sees_past = torch.ones(T, dtype=torch.bool, device=embeds.device)
+        masks = {}
+        for kind in set(self.types):
+            chosen = allowed_sliding if kind == SLIDING and allowed_sliding is not None else allowed
+            masks[kind] = self._mask(self.types.index(kind), positions, past, chosen, sees_past, past_bias, embeds)
         mask: Any = masks if len(masks) > 1 else next(iter(masks.values()))
         arguments = {
             "inputs_embeds": embeds,
@@ -165,16 +186,18 @@ class Backbone:
         positions: Tensor,
         past: Sequence[Entries] | None,
         allowed: Tensor,
+        sees_past: Tensor,
         past_bias: Tensor | None,
         embeds: Tensor,
     ) -> Tensor:
         """[B or 1, 1, T, P + T] for the layers that are like `layer`: bool, or what is added to the logits."""
         new = allowed if allowed.ndim == 3 else allowed[None]
         T = new.shape[1]
-        before = past[layer].positions if past else positions[:0]
-        seen = torch.cat([new.new_ones(new.shape[0], T, before.shape[0]), new], 2)
+        P = past[layer].keys.shape[2] if past else 0
+        seen = torch.cat([sees_past[None, :, None].expand(new.shape[0], T, P), new], 2)
         window = self.windows[layer]
         if self.types[layer] == SLIDING and window is not None:
+            before = past[layer].positions if past else positions[:0]
             distance = positions[:, None] - torch.cat([before, positions])[None]
             seen = seen & (distance.abs() < window)
         if past_bias is None and not self.additive:
@@ -182,7 +205,6 @@ class Backbone:
         bias = torch.zeros(seen.shape, dtype=embeds.dtype, device=embeds.device)
         bias = bias.masked_fill(~seen, torch.finfo(embeds.dtype).min)
         if past_bias is not None and self.types[layer] != SLIDING:
-            P = before.shape[0]
             bias = torch.cat(
                 [bias[..., :P] + past_bias[:, None].to(bias.dtype), bias[..., P:].expand(past_bias.shape[0], -1, -1)], 2
             )

@@ -6,11 +6,13 @@ training, saving and loading are done elsewhere, once, for all.
 """
 
 import copy
+import hashlib
+import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +22,12 @@ from longfit.compressors.soft.adapters import Adapters
 from longfit.compressors.soft.backbone import Backbone
 from longfit.compressors.soft.encoded import Encoded
 from longfit.compressors.soft.layout import segment_spans
+from longfit.compressors.soft.modules import SlotEmbedding
 from longfit.errors import InputError
 
 _REGISTRY: dict[str, type["LearnedCompressor"]] = {}
 ENCODER, READER = "encoder", "reader"
+HIGHEST_RATIO = 128
 
 
 @dataclass
@@ -36,10 +40,14 @@ class LearnedCompressor:
             that injected cross-attention reads).
         trains: what training moves, in words.
         left_out: what of the paper is not here, in words.
+        packed: keys and values (memory "kv") stand at positions 0 to M - 1, and the reader goes on at M; else they keep
+            those of the text. Soft slots are packed by nature.
         needs_training: without trained weights its slots say nothing, so it refuses to run untrained.
         recurrent: a segment is encoded in sight of the memory so far.
         query_aware: the memory depends on the question (and is good for no other).
-        adapters: the LoRA adapters it has: "encoder", "reader".
+        adapters_used: the LoRA adapters it has: "encoder", "reader".
+        shared_adapter: one model writes and reads: the encoder's adapter acts while reading too.
+        foreign_encoder: another model encodes, given as an option.
         losses: weights of the losses that the paper trains with, for recipes that name none.
 
     Attributes (options):
@@ -48,7 +56,8 @@ class LearnedCompressor:
         window_tokens: last tokens of a context that stay raw, next to what is asked.
         sink_tokens: first tokens of a context that stay raw.
         rank: of the LoRA adapters; 0 for none.
-        adapter: trained weights: a folder, or a name that longfit ships; "untrained" to run with initial weights.
+        adapter: trained weights: a folder, or a name that longfit ships; "untrained" for initial weights (to train
+            from); None for the training-free form of methods that have one.
     """
 
     name: ClassVar[str] = ""
@@ -57,10 +66,13 @@ class LearnedCompressor:
     memory: ClassVar[str] = "kv"
     trains: ClassVar[str] = ""
     left_out: ClassVar[str] = ""
+    packed: ClassVar[bool] = False
     needs_training: ClassVar[bool] = True
     recurrent: ClassVar[bool] = False
     query_aware: ClassVar[bool] = False
     adapters_used: ClassVar[tuple[str, ...]] = (ENCODER,)
+    shared_adapter: ClassVar[bool] = False
+    foreign_encoder: ClassVar[bool] = False
     losses: ClassVar[dict[str, float]] = {"kl": 1.0}
 
     ratio: int = 4
@@ -138,8 +150,13 @@ class LearnedCompressor:
     @contextmanager
     def reading(self, encoded: Encoded | None) -> Iterator[None]:
         """Inside, the model reads: its adapter acts, and what the method injects into it is there."""
-        with self.lora.using(READER):
+        with self.lora.using(ENCODER if self.shared_adapter else READER):
             yield
+
+    @contextmanager
+    def asking(self, question: Tensor) -> Iterator[None]:
+        """Inside, contexts are compressed for the question, ids [B or 1, Q] (query-aware methods)."""
+        yield
 
     # -- what all of them have ------------------------------------------------------------------------------------
 
@@ -155,9 +172,12 @@ class LearnedCompressor:
         """
         trained = self._trained(model)
         self.backbone = Backbone(model)
-        ranks = {name: self.rank for name in self.adapters_used} if self.rank else {}
-        self.modules = self.make(self.backbone).to(self.backbone.device)
-        self.lora = self.make_adapters(model, ranks)
+        trains = self.rank and self.adapter is not None  # else the training-free form, which has nothing to adapt
+        ranks = {name: self.rank for name in self.adapters_used} if trains else {}
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)  # initial weights are the same each time
+            self.modules = self.make(self.backbone).to(self.backbone.device)
+            self.lora = self.make_adapters(model, ranks)
         self._trained_ratios: tuple[int, ...] = ()
         if trained is not None:
             try:
@@ -205,11 +225,15 @@ class LearnedCompressor:
         if self.trained_ratios and ratio not in self.trained_ratios:
             known = ", ".join(map(str, self.trained_ratios))
             warnings.warn(f"{self.name}: the adapter was trained for {known} tokens a slot, not for {ratio}")
-        for start, stop in segment_spans(ids.shape[1], self.segment_tokens):
+        for start, stop in self.spans(ids.shape[1]):
             encoded = self.encode(ids[:, start:stop], encoded, ratio)
         if encoded is None:
             raise InputError(f"{self.name}: the context is empty")
         return encoded
+
+    def spans(self, tokens: int) -> list[tuple[int, int]]:
+        """Start and stop of the segments that `tokens` tokens are cut into."""
+        return segment_spans(tokens, self.segment_tokens)
 
     def cue(self, name: str, like: Tensor) -> Tensor:
         """The learned embedding [B, 1, E] called `name`.
@@ -217,25 +241,53 @@ class LearnedCompressor:
         Raises:
             InputError: the method has none of that name.
         """
-        cues = self.modules["cues"] if "cues" in self.modules else {}
-        if name not in cues:
-            raise InputError(f"{self.name} has no cue {name!r}; it has {', '.join(cues) or 'none'}")
-        return cues[name](like.shape[0], like.dtype)
+        if name not in self.cues:
+            raise InputError(f"{self.name} has no cue {name!r}; it has {', '.join(self.cues) or 'none'}")
+        return cast(nn.ModuleDict, self.modules["cues"])[name](like.shape[0], like.dtype)
+
+    @property
+    def packs(self) -> bool:
+        """The reader's positions are packed."""
+        return self.packed or self.memory != "kv"
 
     @property
     def cues(self) -> list[str]:
-        return list(self.modules["cues"]) if "cues" in self.modules else []
+        """Names of the learned embeddings that may stand between context and ids."""
+        return list(cast(nn.ModuleDict, self.modules["cues"])) if "cues" in self.modules else []
 
     def slots_for(self, tokens: int, ratio: int | None = None) -> int:
         """Slots and sinks that a context of `tokens` tokens becomes."""
         ratio = ratio or self.ratio
         spans = segment_spans(tokens, self.segment_tokens)
-        total = sum(-(-(stop - start - (self.sink_tokens if start == 0 else 0)) // ratio) for start, stop in spans)
-        return min(tokens, self.sink_tokens) + max(0, total)
+        sinks = min(self.sink_tokens, spans[0][1]) if spans else 0
+        return sinks + sum(-(-(stop - start - (sinks if start == 0 else 0)) // ratio) for start, stop in spans)
+
+    def most_slots(self) -> int:
+        """Slots of the longest segment: rows that a table of slot embeddings needs (`ratio` is the smallest in use)."""
+        return -(-self.segment_tokens // self.ratio)
+
+    def slot_rows(self, slots: int, like: Tensor) -> Tensor:
+        """The first `slots` learned slot embeddings [B, N, E] (the module "slots").
+
+        Raises:
+            InputError: there are fewer.
+        """
+        table = cast(SlotEmbedding, self.modules["slots"])
+        if slots > table.weight.shape[0]:
+            raise InputError(
+                f"{self.name}: {slots} slots are needed and {table.weight.shape[0]} were made, for segments of "
+                f"{self.segment_tokens} tokens at a ratio of {self.ratio}; make it with the smallest ratio in use"
+            )
+        return table(like.shape[0], like.dtype, torch.arange(slots, device=like.device))
 
     def ratios(self) -> tuple[int, ...]:
-        """Ratios that may be used: those the weights were trained for, or only the method's own."""
-        return self.trained_ratios or (self.ratio,)
+        """Ratios that may be used, ascending: those the weights were trained for, or from its own up without any."""
+        if self.trained_ratios:
+            return tuple(sorted(self.trained_ratios))
+        return (self.ratio,) if self.needs_training else tuple(range(self.ratio, self.ratio + HIGHEST_RATIO))
+
+    # Set while training, by the loop: methods that train on segments of random length then draw them from it.
+    rng: ClassVar[random.Random | None] = None
 
     @property
     def trained_ratios(self) -> tuple[int, ...]:
@@ -251,6 +303,16 @@ class LearnedCompressor:
     def options(self) -> dict[str, Any]:
         """The method's options by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def fingerprint(self) -> str:
+        """The method, its options and a hash of its trained weights, in one line."""
+        digest = hashlib.sha256()
+        for name, group in sorted(self.parameters().items()):
+            for parameter in group:
+                digest.update(f"{name}{tuple(parameter.shape)}".encode())
+                digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+        options = {name: value for name, value in self.options().items() if name != "adapter"}
+        return f"{self.name}{options} {digest.hexdigest()[:16]}"
 
     def cut_sinks(self, ids: Tensor, past: Encoded | None) -> int:
         """How many of a segment's first tokens are sinks: those of the first segment only."""

@@ -12,7 +12,7 @@ def segment_spans(tokens: int, segment_tokens: int) -> list[tuple[int, int]]:
 
 
 def random_spans(tokens: int, segments: int, max_tokens: int, rng: random.Random) -> list[tuple[int, int]]:
-    """Segments with random boundaries (AutoCompressor's training; min_len = ceil((tokens - max) / (n - 1)), 2 at least)."""
+    """Segments with random boundaries, as AutoCompressor trains: of ceil((tokens - max) / (n - 1)) tokens at least."""
     if segments == 1:
         return [(0, tokens)]
     low = max(-(-(tokens - max_tokens) // (segments - 1)), 2)
@@ -32,14 +32,16 @@ def random_spans(tokens: int, segments: int, max_tokens: int, rng: random.Random
 def group_sizes(tokens: int, ratio: int) -> Tensor:
     """ceil(tokens / ratio) near-equal groups [M]: the longer ones first (ARC's `split_integer`)."""
     groups = -(-tokens // ratio)
+    if not groups:
+        return torch.zeros(0, dtype=torch.long)
     small, longer = divmod(tokens, groups)
-    return torch.tensor([small + 1] * longer + [small] * (groups - longer))
+    return torch.tensor([small + 1] * longer + [small] * (groups - longer), dtype=torch.long)
 
 
 def stride_sizes(tokens: int, ratio: int) -> Tensor:
     """Groups [M] of exactly `ratio` tokens; the last one takes the rest."""
     sizes = [ratio] * (tokens // ratio)
-    return torch.tensor(sizes + ([tokens % ratio] if tokens % ratio else []))
+    return torch.tensor(sizes + ([tokens % ratio] if tokens % ratio else []), dtype=torch.long)
 
 
 def pool(vectors: Tensor, sizes: Tensor) -> Tensor:
@@ -67,17 +69,20 @@ def mixed(tokens: Tensor, slots: Tensor, token_places: Tensor, slot_places: Tens
     return out.index_copy(1, slot_places.to(tokens.device), slots.to(tokens.dtype))
 
 
-def allowed(group: Tensor, is_slot: Tensor, *, scope: str, keep_raw: bool, mutual: bool = False) -> Tensor:
+def allowed(
+    group: Tensor, is_slot: Tensor, *, scope: str, keep_raw: bool, mutual: bool = False, alone: Tensor | None = None
+) -> Tensor:
     """Which of T mixed tokens see which: bool [T, T], rows are queries.
 
     Args:
         group: [T] which span or segment each one belongs to; a slot belongs to the one it stands for; -1 for tokens
-            that belong to none and are always seen.
+            that belong to none and are always seen (but not by slots of scope "span").
         is_slot: bool [T].
         scope: what a slot sees of the tokens before it: "span" (its own group, no other slot), "segment" (its own group
-            and all earlier slots) or "all".
+            all earlier slots and what belongs to none) or "all".
         keep_raw: tokens go on seeing the raw tokens of earlier groups; else only their slots.
         mutual: slots of one group see each other both ways.
+        alone: bool [T], tokens that see nothing but themselves (the sentinel that opens a span).
     """
     T = group.shape[0]
     before = torch.ones(T, T, dtype=torch.bool, device=group.device).tril()
@@ -87,10 +92,12 @@ def allowed(group: Tensor, is_slot: Tensor, *, scope: str, keep_raw: bool, mutua
     for_tokens = same | slot_key | free | keep_raw
     for_slots = {
         "span": same & ~slot_key | torch.eye(T, dtype=torch.bool, device=group.device),
-        "segment": same | slot_key,
+        "segment": same | slot_key | free,
         "all": torch.ones_like(same),
     }[scope]
     seen = before & torch.where(slot_query, for_slots, for_tokens)
     if mutual:
         seen = seen | (same & slot_key & slot_query)
+    if alone is not None:
+        seen = torch.where(alone[:, None], torch.eye(T, dtype=torch.bool, device=group.device), seen)
     return seen

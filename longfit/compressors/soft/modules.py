@@ -1,5 +1,8 @@
 """The small trained parts that learned compressors share: slot embeddings and projectors, all in fp32."""
 
+from itertools import pairwise
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +39,23 @@ class SlotEmbedding(nn.Module):
         return chosen.to(dtype)[None].expand(batch, -1, -1)
 
 
+class RmsMatch(nn.Module):
+    """Hidden states brought to the size of input embeddings: `gain * h / rms(h)`, with one gain a channel.
+
+    Args:
+        width: E.
+        size: root mean square of the embeddings, where every gain starts.
+    """
+
+    def __init__(self, width: int, size: float) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.full((width,), float(size)))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., E] in the dtype of `hidden`."""
+        return (self.gain * hidden.float() / rms(hidden)).to(hidden.dtype)
+
+
 class Projector(nn.Module):
     """From the hidden states of an encoder to input embeddings, matched in size.
 
@@ -56,12 +76,13 @@ class Projector(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [width_in, *([hidden] if hidden else []), width_out]
-        self.maps = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.maps = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(sizes))
         self.scale = nn.Parameter(torch.tensor(float(size)))
-        for layer in self.maps:
-            nn.init.orthogonal_(layer.weight) if layer.in_features != layer.out_features else nn.init.eye_(layer.weight)
+        for a, b, layer in zip(sizes, sizes[1:], self.maps, strict=False):
+            weight = cast(Tensor, layer.weight)
+            nn.init.orthogonal_(weight) if a != b else nn.init.eye_(weight)
         if zero:
-            nn.init.zeros_(self.maps[-1].weight)
+            nn.init.zeros_(cast(Tensor, self.maps[-1].weight))
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor:
         """[..., E] in the dtype of `residual`, or of `hidden` where there is none."""

@@ -1,14 +1,15 @@
 """Strided fine-KV: of each group of tokens the last one's keys and values stay."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from longfit.cache import SLIDING
 from longfit.compressors.soft.base import ENCODER, LearnedCompressor
-from longfit.compressors.soft.encoded import Encoded, Entries, spans_of
+from longfit.compressors.soft.encoded import Encoded, spans_of
 from longfit.compressors.soft.layout import stride_sizes
+from longfit.compressors.soft.store import stored
 
 
 @dataclass
@@ -30,7 +31,7 @@ class StridedKV(LearnedCompressor):
     needs_training = False
     recurrent = True
     adapters_used = (ENCODER,)
-    losses = {"kl": 1.0, "ce": 1.0}
+    losses: ClassVar[dict[str, float]] = {"kl": 1.0, "ce": 1.0}
 
     def encode(self, ids: Tensor, past: Encoded | None, ratio: int) -> Encoded:
         sinks, first = self.cut_sinks(ids, past), 0 if past is None else past.tokens_in
@@ -40,19 +41,4 @@ class StridedKV(LearnedCompressor):
         positions = torch.arange(first, first + ids.shape[1], device=ids.device)
         with self.encoding():
             given = self.backbone.run(self.backbone.embed(ids), positions, past=past.layers if past else None)
-        return self.stored(given.entries, kept, spans, past, first + ids.shape[1])
-
-    def stored(
-        self, entries: tuple[Entries, ...], kept: Tensor, spans: Tensor, past: Encoded | None, seen: int
-    ) -> Encoded:
-        """`entries` at `kept` after the past ones; sliding layers keep the raw entries of their window."""
-        layers = []
-        for index, new in enumerate(entries):
-            window = self.backbone.windows[index]
-            sliding = self.backbone.types[index] == SLIDING and window is not None
-            before = past.layers[index] if past is not None and past.layers is not None else None
-            chosen = new if sliding else new.pick(kept)
-            joined = chosen if before is None else before.join(chosen)
-            layers.append(joined.last(window - 1) if sliding else joined)
-        sources = spans if past is None else torch.cat([past.sources, spans])
-        return Encoded(seen, sources, seen, layers=tuple(layers))
+        return stored(self.backbone, given.entries, kept, spans, past, first + ids.shape[1])

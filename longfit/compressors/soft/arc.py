@@ -1,0 +1,158 @@
+"""ARC-Encoder: an LM without its top reads both ways; its last layer asks with the mean of each group of tokens."""
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from longfit.compressors.soft.adapters import Adapters
+from longfit.compressors.soft.backbone import Backbone
+from longfit.compressors.soft.base import ENCODER
+from longfit.compressors.soft.embeddings import embedding_sample, embedding_size
+from longfit.compressors.soft.foreign import Foreign, checked, reader_tokenizer, same_vocabulary, texts, tokens_of
+from longfit.compressors.soft.modules import Projector, SlotEmbedding
+from longfit.compressors.soft.pooled_queries import group_weights, run_pooled
+from longfit.compressors.soft.slots import SlotCompressor
+from longfit.errors import InputError
+
+CUES = ("ae", "continuation")
+
+
+@dataclass
+class Arc(SlotCompressor):
+    """The encoder is an LM without its last layers, final norm, head and causal mask. In the last layer that is left,
+    the mean of each group of `ratio` hidden states is the query and the residual, while keys and values come from all
+    tokens. Two linear maps without an activation take the result to the reader's embeddings. The reader is untouched.
+
+    One encoder serves several readers, each with a projector and cues of its own: `for_reader` binds one more reader to
+    the same encoder, and with `train_encoder=False` a new reader is made by training those alone.
+
+    Source: Pilchen, Grave and Pérez 2025, "ARC-Encoder", and its code: 2 layers cut; groups near-equal, the longer ones
+    first; pooled queries at rotary positions 0 to m - 1 against keys at 0 to n - 1; 20 % of the steps rebuild the text
+    after one cue (`ae`, the paper's <Rec>), 80 % continue it after the other (`continuation`, <Cont>); AdamW with
+    learning rates 1e-5 (encoder) to 5e-5 (projector), of at most 256 tokens.
+
+    Deviations: the encoder is trained by LoRA (the paper trains all of it; its LoRA costs 0.6 points); the projector is
+    matched in size to the reader's embeddings; cues are embeddings of the reader and do not pass the projector; a
+    sliding layer that comes last sees the whole segment. Where the encoder has its own tokenizer, text goes from one to
+    the other and the number of slots is counted in the reader's tokens, so that `ratio` says what the reader saves; a
+    segment that ends within a character loses it.
+
+    Options besides the common ones:
+        encoder: None for the reader's own weights; a name for `longfit.load`, or a pair (model, tokenizer).
+        tokenizer: of the reader; the one that lies with the model if left out. Only for an encoder of its own.
+        cut_layers: how many of the encoder's last layers are left out.
+        bottleneck: width between the two linear maps; two thirds of the encoder's (the paper's proportion) if 0.
+        encoder_weights: a folder with an encoder adapter from an earlier training, to begin with.
+        train_encoder: False to train only the projector and the cues.
+    """
+
+    name = "arc"
+    source = "Pilchen, Grave and Pérez 2025, ARC-Encoder"
+    summary = (
+        "an LM without its top layers pools queries in its last one; a frozen reader gets r times fewer embeddings"
+    )
+    trains = "encoder LoRA, a projector and two cues for each reader"
+    left_out = "full training of the encoder; pooling by clusters or in several layers; quantised storage"
+    losses: ClassVar[dict[str, float]] = {"ae": 0.2, "continuation": 0.8}
+
+    encoder: Any = None
+    tokenizer: Any = field(default=None, repr=False)
+    cut_layers: int = 2
+    bottleneck: int = 0
+    encoder_weights: str | None = None
+    train_encoder: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.encoder = checked(self.encoder, self.name)
+        if self.cut_layers < 0:
+            raise InputError(f"{self.name}: cut_layers has to be at least 0, got {self.cut_layers}")
+
+    def make(self, backbone: Backbone) -> nn.ModuleDict:
+        self.owns_encoder = True
+        self.reading_encoder, self.encoder_tokenizer = backbone, None
+        if self.encoder is not None:
+            own = Foreign.loaded(self.encoder, backbone) if isinstance(self.encoder, str) else self.encoder
+            own.model.requires_grad_(False)
+            self.reading_encoder, self.encoder_tokenizer = Backbone(own.model), own.tokenizer
+        if self.kept_layers < 1:
+            raise InputError(f"{self.name}: cut_layers={self.cut_layers} leaves none of the encoder's layers")
+        return self.reader_modules(backbone)
+
+    def reader_modules(self, backbone: Backbone) -> nn.ModuleDict:
+        """What belongs to one reader, and the tokenizer that its ids need."""
+        self.source_tokenizer = None
+        if self.encoder_tokenizer is not None:
+            own = reader_tokenizer(self.tokenizer, backbone.model, self.name)
+            self.source_tokenizer = None if same_vocabulary(own, self.encoder_tokenizer) else own
+        sample, width = embedding_sample(backbone), self.reading_encoder.width
+        projector = Projector(width, backbone.width, embedding_size(backbone), self.bottleneck or 2 * width // 3)
+        cues = nn.ModuleDict({name: SlotEmbedding(1, sample) for name in CUES})
+        return nn.ModuleDict({"projector": projector, "cues": cues})
+
+    def make_adapters(self, model: Any, ranks: dict[str, int]) -> Adapters:
+        adapters = Adapters(self.reading_encoder.model, ranks, layers=self.kept_layers)
+        if self.encoder_weights is not None:
+            adapters.load(Path(self.encoder_weights))
+        return adapters
+
+    def for_reader(self, model: Any, tokenizer: Any = None, train_encoder: bool = True) -> "Arc":
+        """One more reader for the encoder of this bound compressor: a new projector and new cues. It works as long as
+        this one is not released.
+
+        Args:
+            model: the other reader.
+            tokenizer: its tokenizer; the one that lies with the model if left out.
+            train_encoder: whether what it calls its parameters includes the shared encoder's.
+        """
+        other = copy.copy(self)
+        if other.encoder_tokenizer is None:
+            other.encoder_tokenizer = reader_tokenizer(self.tokenizer, self.backbone.model, self.name)
+        other.tokenizer, other.train_encoder, other.owns_encoder = tokenizer, train_encoder, False
+        other.backbone = Backbone(model)
+        other.modules = other.reader_modules(other.backbone).to(other.backbone.device)
+        return other
+
+    def release(self) -> None:
+        if self.owns_encoder:
+            super().release()
+
+    def parameters(self) -> dict[str, list[nn.Parameter]]:
+        return {name: ps for name, ps in super().parameters().items() if self.train_encoder or name != ENCODER}
+
+    def options(self) -> dict[str, Any]:
+        named = self.encoder.name if isinstance(self.encoder, Foreign) else self.encoder
+        return {name: value for name, value in super().options().items() if name != "tokenizer"} | {"encoder": named}
+
+    @property
+    def kept_layers(self) -> int:
+        return len(self.reading_encoder.layers) - self.cut_layers
+
+    def slots(self, ids: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
+        n = ids.shape[1]
+        m = -(-n // ratio)
+        small, longer = divmod(n, m)
+        if self.source_tokenizer is None:
+            lengths = torch.full((ids.shape[0],), n)
+        else:
+            rows = texts(self.source_tokenizer, ids)
+            ids, lengths = tokens_of(self.encoder_tokenizer, rows, self.reading_encoder.device)
+        slots = self.modules["projector"](self.pooled(ids, lengths, m).to(self.backbone.device))
+        return slots, torch.tensor([small + 1] * longer + [small] * (m - longer))
+
+    def pooled(self, ids: Tensor, lengths: Tensor, m: int) -> Tensor:
+        """The encoder's states [B, m, Es] for its own ids [B, n], of which `lengths` [B] count."""
+        ids = torch.nn.functional.pad(ids, (0, max(0, m - ids.shape[1])))
+        n, encoder = ids.shape[1], self.reading_encoder
+        seen = (torch.arange(n) < lengths[:, None]).to(ids.device)
+        weights = torch.stack([group_weights(int(length), m, n) for length in lengths])
+        positions = torch.arange(n, device=ids.device)
+        allowed = seen[:, None].expand(-1, n, -1)
+        with self.encoding():
+            given = encoder.run(encoder.embed(ids), positions, allowed=allowed, stop_at=self.kept_layers - 1)
+            assert given.stopped is not None
+            return run_pooled(*given.stopped, given.hidden, weights, seen, encoder.additive)

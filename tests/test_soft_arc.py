@@ -1,0 +1,253 @@
+"""ARC: pooled queries against a loop, positions, both ways, another model as the encoder, several readers."""
+
+import pytest
+import torch
+
+from longfit.compressors.soft import available
+from longfit.compressors.soft.layout import group_sizes
+from longfit.compressors.soft.modules import rms
+from longfit.compressors.soft.pooled_queries import group_weights
+from longfit.errors import InputError
+from tests.encoders import FAMILIES, bound, gradients, logits_of, reading_loss, token_ids, wake
+from tests.test_needle import byte_tokenizer
+from tests.tiny import tiny_model
+from tests.tiny_models_on_disk import tiny_llama, tiny_tokenizer
+
+LAYERS = {"num_hidden_layers": 4}
+
+
+def arc(family="llama", **options):
+    options = {"cut_layers": 1, "sink_tokens": 0, **options}
+    return bound("arc", tiny_model(family, **LAYERS) if family != "gemma3_text" else None, family, **options)
+
+
+def rotated(vectors, position, theta=10000.0):
+    """Llama's rotation of vectors [..., D] at one position."""
+    D = vectors.shape[-1]
+    angles = position / theta ** (torch.arange(0, D, 2).float() / D)
+    cos, sin = torch.cat([angles.cos()] * 2), torch.cat([angles.sin()] * 2)
+    half = torch.cat([-vectors[..., D // 2 :], vectors[..., : D // 2]], -1)
+    return vectors * cos + half * sin
+
+
+def norm(vectors, weight, eps=1e-6):
+    return vectors / (vectors.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def loop_layer(layer, hidden, queries):
+    """A Llama layer, token by token: `queries` [m, E] at 0..m-1 attend to all of `hidden` [n, E] at 0..n-1."""
+    attention, H, G, D = layer.self_attn, 6, 2, 8
+    normed = norm(hidden, layer.input_layernorm.weight)
+    keys = [rotated((attention.k_proj.weight @ h).view(G, D), j) for j, h in enumerate(normed)]
+    values = [(attention.v_proj.weight @ h).view(G, D) for h in normed]
+    out = []
+    for i, query in enumerate(queries):
+        q = rotated((attention.q_proj.weight @ norm(query, layer.input_layernorm.weight)).view(H, D), i)
+        heads = []
+        for head in range(H):
+            group = head // (H // G)
+            logits = torch.stack([q[head] @ key[group] / D**0.5 for key in keys])
+            heads.append(sum(p * v[group] for p, v in zip(logits.softmax(0), values, strict=True)))
+        after = query + attention.o_proj.weight @ torch.cat(heads)
+        out.append(after + layer.mlp(norm(after, layer.post_attention_layernorm.weight)))
+    return torch.stack(out)
+
+
+@torch.no_grad()
+def test_slots_equal_a_loop_over_llamas_layers():
+    method = arc(awake=False, ratio=4)  # LoRA starts at zero: the loop reads the base weights
+    model, n = method.backbone.model, 10
+    ids = token_ids(rows=1, tokens=n)
+    method.release()
+    hidden = model.get_input_embeddings()(ids)[0]
+    for layer in model.model.layers[:2]:
+        hidden = loop_layer(layer, hidden, hidden)
+    queries = torch.stack([hidden[0:4].mean(0), hidden[4:7].mean(0), hidden[7:10].mean(0)])
+    pooled = loop_layer(model.model.layers[2], hidden, queries)
+    projector = method.modules["projector"]
+    expected = projector.scale * (pooled / rms(pooled)) @ projector.maps[0].weight.T @ projector.maps[1].weight.T
+
+    encoded = bound_again(method, model).compress(ids)
+    torch.testing.assert_close(encoded.soft[0], expected, atol=2e-3, rtol=2e-3)
+    assert encoded.sources.tolist() == [[0, 4], [4, 7], [7, 10]]
+    assert (encoded.next_position, encoded.slots) == (3, method.slots_for(n))
+
+
+def bound_again(method, model):
+    modules = method.modules
+    again = method.copy().bind(model)
+    again.modules = modules
+    return again
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_sees_both_ways_and_agrees_between_backends(family, attention):
+    methods = [
+        bound("arc", tiny_model(family, attention=kind, num_hidden_layers=3), cut_layers=1, awake=False)
+        for kind in (attention, "sdpa")
+    ]
+    methods[0].modules.load_state_dict(methods[1].modules.state_dict())
+    ids = token_ids(tokens=9)
+    other = ids.clone()
+    other[:, -1] += 1
+    ours, theirs, changed = (m.compress(i).soft for m, i in ((methods[0], ids), (methods[1], ids), (methods[0], other)))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(ours[:, 1], changed[:, 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 9, 17])
+def test_groups_are_those_of_the_layout(tokens):
+    sizes = group_sizes(tokens, 4)
+    weights = group_weights(tokens, len(sizes), tokens + 2)
+    assert (weights > 0).sum(1).tolist() == sizes.tolist()
+    torch.testing.assert_close(weights.sum(1), torch.ones(len(sizes)))
+    assert group_weights(2, 5, 6).argmax(1).tolist() == [0, 0, 0, 1, 1]
+
+
+def test_gradients_reach_what_is_trained_and_nothing_else():
+    model = tiny_model("llama", **LAYERS).requires_grad_(False)
+    method = bound("arc", model, cut_layers=1)
+    loss = reading_loss(method, token_ids(), token_ids(seed=4), first=0)
+    for cue in method.cues:
+        loss = loss + method.read(method.compress(token_ids()), token_ids(seed=4), first=0, cue=cue).float().var()
+    assert gradients(method, loss) == ([], [])
+    assert not [name for name, _ in model.model.layers[3].named_modules() if "lora" in name]
+
+
+def test_segments_are_compressed_alone_and_rows_do_not_mix():
+    method = arc(segment_tokens=6, sink_tokens=1)
+    ids = token_ids(tokens=15)
+    encoded = method.compress(ids)
+    assert encoded.slots == method.slots_for(15)
+    grown = method.compress(ids[:, 12:], past=method.compress(ids[:, :12]))
+    assert torch.equal(encoded.soft, grown.soft)
+    torch.testing.assert_close(encoded.row(1).soft, method.compress(ids[1:]).soft, atol=1e-5, rtol=1e-5)
+
+
+def test_the_base_is_bit_equal_outside_and_after():
+    model = tiny_model("gpt_neox", **LAYERS)
+    ids = token_ids()
+    before = logits_of(model, ids)
+    method = bound("arc", model, cut_layers=1)
+    once = method.read(method.compress(ids), ids, first=0, cue="ae")
+    assert torch.equal(once, method.read(method.compress(ids), ids, first=0, cue="ae"))
+    assert torch.equal(logits_of(model, ids), before)
+    method.release()
+    assert torch.equal(logits_of(model, ids), before)
+
+
+def test_bfloat16_runs():
+    method = bound("arc", tiny_model("qwen3", torch.bfloat16, **LAYERS), cut_layers=1)
+    assert method.compress(token_ids()).soft.dtype == torch.bfloat16
+
+
+# -- an encoder of its own ----------------------------------------------------------------------------------
+
+
+def foreign(**options):
+    """A byte-token reader of width 48 with a letter-token encoder of width 64."""
+    reader, encoder = tiny_model("llama", vocab_size=300), tiny_llama(num_hidden_layers=3)
+    options = {"encoder": (encoder, tiny_tokenizer()), "tokenizer": byte_tokenizer(), "cut_layers": 1, **options}
+    return bound("arc", reader, sink_tokens=0, **options)
+
+
+def byte_ids(*texts):
+    return torch.tensor([byte_tokenizer()(text).input_ids for text in texts])
+
+
+def test_the_readers_ids_become_the_encoders_through_text():
+    method = foreign(ratio=4)
+    encoded = method.compress(byte_ids("abc def ghij"))
+    assert encoded.soft.shape == (1, 3, 48)
+    assert encoded.slots == method.slots_for(12)
+    direct = method.pooled(tiny_tokenizer()("abc def ghij", return_tensors="pt").input_ids, torch.tensor([12]), 3)
+    torch.testing.assert_close(encoded.soft, method.modules["projector"](direct))
+
+
+def test_rows_whose_text_has_other_lengths_in_the_encoder_equal_the_rows_alone():
+    method = foreign(ratio=4)
+    ids = byte_ids("abcdefgh1234", "äöüäöü")  # two bytes a letter: 12 tokens of the reader, 6 of the encoder
+    both = method.compress(ids)
+    for row in range(2):
+        torch.testing.assert_close(both.row(row).soft, method.compress(ids[row : row + 1]).soft, atol=1e-5, rtol=1e-5)
+
+
+def test_fewer_encoder_tokens_than_slots_still_make_every_slot():
+    method = foreign(ratio=1)
+    encoded = method.compress(byte_ids("äöü"))
+    assert encoded.slots == 6 and torch.isfinite(encoded.soft).all()
+    assert method.compress(torch.tensor([[byte_tokenizer().eos_token_id]])).slots == 1
+
+
+def test_only_the_encoders_adapter_and_the_readers_own_parts_are_trained():
+    method = foreign()
+    method.backbone.model.requires_grad_(False)
+    loss = reading_loss(method, byte_ids("abc def ghij"), byte_ids("so it goes"), first=0)
+    without, base = gradients(method, loss)
+    assert base == [] and all(name.startswith("cues") for name in without)
+    assert not [n for n, p in method.reading_encoder.model.named_parameters() if "lora" not in n and p.requires_grad]
+
+
+def test_one_encoder_serves_two_readers():
+    first = foreign()
+    model = tiny_model("qwen3")
+    second = first.for_reader(model, tiny_tokenizer(), train_encoder=False)
+    wake(second)
+    assert set(first.parameters()) == {"encoder", "projector", "cues"}
+    assert set(second.parameters()) == {"projector", "cues"}
+    ids = tiny_tokenizer()("abc def ghij", return_tensors="pt").input_ids
+    before = second.compress(ids).soft
+    assert before.shape == (1, 3, 48)
+    assert second.source_tokenizer is None  # the same vocabulary as the encoder: ids need no detour
+    first.parameters()["encoder"][0].data += 1.0
+    assert not torch.equal(second.compress(ids).soft, before)
+    second.release()
+    assert any("lora" in name for name, _ in first.reading_encoder.model.named_modules())
+
+
+def test_a_readers_own_weights_serve_a_second_reader_too():
+    reader = tiny_model("llama", vocab_size=300)
+    first = bound("arc", reader, cut_layers=0, tokenizer=byte_tokenizer())
+    second = first.for_reader(tiny_llama(), tiny_tokenizer())
+    ids = tiny_tokenizer()("abcd", return_tensors="pt").input_ids
+    direct = first.pooled(byte_ids("b c d"), torch.tensor([5]), 1)  # how the tiny tokenizer writes "bcd"
+    torch.testing.assert_close(second.compress(ids).soft[:, 1:], second.modules["projector"](direct))
+
+
+def test_an_earlier_encoder_adapter_is_taken_over(tmp_path):
+    first = foreign()
+    first.lora.save(tmp_path)
+    second = foreign(encoder_weights=str(tmp_path), train_encoder=False, awake=False)
+    theirs = second.lora.parameters("encoder")
+    assert all(torch.equal(a, b) for a, b in zip(first.lora.parameters("encoder"), theirs, strict=True))
+
+
+def test_options_name_the_encoder_and_mistakes_are_told():
+    assert "tokenizer" not in foreign().options() and foreign().options()["encoder"] == "LlamaForCausalLM"
+    with pytest.raises(InputError, match="pair"):
+        available()["arc"](encoder=3)
+    with pytest.raises(InputError, match="leaves none"):
+        bound("arc", tiny_model("llama"), cut_layers=2)
+    with pytest.raises(InputError, match="give tokenizer="):
+        bound("arc", tiny_model("llama"), cut_layers=1, encoder=(tiny_llama(), tiny_tokenizer()))
+
+
+@pytest.mark.real
+@torch.no_grad()
+def test_a_real_encoder_serves_two_real_readers(smollm2, gemma3):
+    (small, letters), (gemma, pieces) = smollm2, gemma3
+    first = available()["arc"](encoder="smollm2-135m", tokenizer=letters, ratio=4, rank=4).bind(small)
+    second = first.for_reader(gemma, pieces, train_encoder=False)
+    assert first.kept_layers == 28 and first.source_tokenizer is None and second.source_tokenizer is pieces
+    text = "The harbour town woke slowly under a pale grey sky while the fishermen mended their nets."
+    for method, tokenizer in ((first, letters), (second, pieces)):
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        encoded = method.compress(ids)
+        assert encoded.slots == method.slots_for(ids.shape[1]) <= ids.shape[1] / 4 + 2
+        assert encoded.soft.shape[-1] == method.backbone.width
+        logits = method.read(encoded, ids, first=0, cue="ae")
+        assert torch.isfinite(logits).all()
+        sizes = rms(encoded.soft[:, 1:]).mean() / rms(method.backbone.embed(ids)).mean()
+        assert 0.3 < sizes < 3  # slots are as large as the embeddings that the reader knows
+    first.release()
