@@ -118,6 +118,9 @@ class Training:
         self.mixture = sources(recipe.data, self.tokenizer, data)
         torch.manual_seed(recipe.seed)
         self.compressor = recipe.make_compressor()
+        if getattr(self.compressor, "tokenizer", self) is None:
+            # Methods whose encoder has a tokenizer of its own translate between the two.
+            self.compressor.__dict__["tokenizer"] = self.tokenizer
         check_lengths(recipe, self.compressor, model)
         self.trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self.compressor.bind(model)
@@ -251,8 +254,10 @@ class Training:
         for micro in range(recipe.accumulate):
             batch = self.batches.batch(self.step, context_tokens, micro, accelerator.process_index)
             last = micro == recipe.accumulate - 1
+            drawn = random.Random(f"{recipe.seed}/method/{self.step}/{micro}/{accelerator.process_index}")
             with _maybe(accelerator, self.student, last):
-                parts = self.student(batch.to(accelerator.device), weights, ratio)
+                with self.compressor.drawing(drawn):
+                    parts = self.student(batch.to(accelerator.device), weights, ratio)
                 self._check(parts, batch)
                 accelerator.backward(parts["loss"] / recipe.accumulate)
             for name, value in parts.items():
