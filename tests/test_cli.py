@@ -149,3 +149,9 @@ def test_the_demo_answers_from_the_middle_of_its_document(smollm2):
     said = json.loads(result.stdout)
     assert said["correct"] and said["expected"] not in said["without_document"]
     assert said["report"]["keep_ratio"] <= 0.25 and said["report"]["chunks"] >= 5
+
+
+def test_train_refuses_a_recipe_in_one_line(tmp_path):
+    assert "does not exist" in refused("train", str(tmp_path / "none.yaml"))
+    (tmp_path / "bad.yaml").write_text("name: x\ncompressor: strided_kv\ndata: []\nsteps: 3\nlearning: 1\n")
+    assert "unknown recipe key learning" in refused("train", str(tmp_path / "bad.yaml"))

@@ -212,3 +212,20 @@ def test_the_end_of_a_run_is_a_table_curves_and_an_adapter_with_them(tmp_path):
     small = [line for line in metrics(tmp_path) if "evaluation" in line]
     assert [line["step"] for line in small] == [2, 4]
     assert "lookup/word/accuracy/memory" in small[0]["evaluation"]
+
+
+def test_fsdp_with_layers_as_units_is_refused():
+    from types import SimpleNamespace
+
+    from accelerate.utils import DistributedType
+
+    from longfit.training.setup import check_sharding
+
+    def sharded(version, policy):
+        plugin = SimpleNamespace(fsdp_version=version, auto_wrap_policy=policy)
+        return SimpleNamespace(distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin))
+
+    check_sharding(sharded(2, None))
+    for version, policy in ((1, None), (2, "layers")):
+        with pytest.raises(InputError, match="NO_WRAP"):
+            check_sharding(sharded(version, policy))

@@ -201,3 +201,17 @@ def test_a_batch_pads_on_the_right_and_can_leave_the_last_tokens_raw():
 def test_evaluation_samples_are_always_the_same():
     source = one("lookup", facts=2, asked=1)
     assert evaluation_episodes(source, 3, 64, 64) == evaluation_episodes(source, 3, 64, 64)
+
+
+def test_a_dataset_is_streamed_from_where_it_is_asked(tmp_path):
+    pytest.importorskip("datasets")
+    from longfit.training.data.streaming import hub_stream
+
+    lines = [json.dumps({"body": f"Row {n}."}) for n in range(5)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    opened = hub_stream({"dataset": str(tmp_path), "column": "body"})
+    assert list(opened(3)) == ["Row 3.", "Row 4."]
+    with pytest.raises(DataError, match="no column 'text'"):
+        list(hub_stream({"dataset": str(tmp_path)})(0))
+    with pytest.raises(DataError, match="cannot be read"):
+        list(hub_stream({"dataset": str(tmp_path / "nothing")})(0))

@@ -82,9 +82,8 @@ def restore(path: Path, accelerator: Accelerator, student: nn.Module, optimizer:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
         options = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
-        set_state_dict(
-            student, optimizer.optimizer, model_state_dict=weights, optim_state_dict=moments, options=options
-        )
+        given: dict[str, Any] = dict(weights)
+        set_state_dict(student, optimizer.optimizer, model_state_dict=given, optim_state_dict=moments, options=options)
     else:
         with torch.no_grad():
             for name, parameter in own.items():
@@ -115,8 +114,8 @@ def _gathered(accelerator: Accelerator, student: nn.Module, optimizer: Any) -> t
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-        weights, moments = get_state_dict(student, optimizer.optimizer, options=options)
-        return {name: tensor.contiguous() for name, tensor in weights.items()}, dict(moments)
+        found: Any = get_state_dict(student, optimizer.optimizer, options=options)
+        return {name: tensor.contiguous() for name, tensor in found[0].items()}, dict(found[1])
     plain = accelerator.unwrap_model(student)
     own = {name: p.detach().cpu().contiguous() for name, p in plain.named_parameters() if p.requires_grad}
     return own, optimizer.state_dict()

@@ -15,6 +15,7 @@ from longfit.training.batches import collate, evaluation_episodes
 from longfit.training.data import Episode, Source
 from longfit.training.data.lookup import Lookup
 from longfit.training.losses import log_likelihoods
+from longfit.training.student import question_of
 
 CONDITIONS = ("memory", "truncation", "full", "no_context", "shuffled")
 # Answers are right or wrong as a whole; plain text has none and only a likelihood.
@@ -93,11 +94,14 @@ def measure(
         for start in range(0, len(episodes), batch_size):
             batch = collate(episodes[start : start + batch_size], window_tokens=window_tokens).to(device)
             other = collate(others[start : start + batch_size], window_tokens=window_tokens).to(device)
-            encoded = compressor.compress(batch.context, ratio=ratio)
+            question = question_of(batch)
+            with compressor.asking(question):
+                encoded = compressor.compress(batch.context, ratio=ratio)
             slots, nbytes = encoded.slots, encoded.nbytes // encoded.rows
             for name in CONDITIONS:
                 if name in ("memory", "shuffled"):
-                    held = encoded if name == "memory" else compressor.compress(other.context, ratio=ratio)
+                    with compressor.asking(question):
+                        held = encoded if name == "memory" else compressor.compress(other.context, ratio=ratio)
                     logits = compressor.read(held, batch.ids)
                 else:
                     kept = {"truncation": slots, "full": batch.context.shape[1], "no_context": 0}[name]

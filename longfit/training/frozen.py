@@ -31,4 +31,4 @@ def check_frozen(student: nn.Module, before: dict[str, str]) -> None:
 
 def _sha256(tensor: Tensor) -> str:
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return hashlib.sha256(local.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(local.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -2,7 +2,6 @@
 
 import math
 import random
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -14,25 +13,25 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
-from safetensors.torch import load_file
 
-from longfit.compressors.soft import LearnedCompressor, artifact
+from longfit.compressors.soft import LearnedCompressor
 from longfit.errors import InputError, TrainingError
 from longfit.loading import load
 from longfit.training import checkpoint
 from longfit.training.batches import Batch, Batches
 from longfit.training.data import sources
-from longfit.training.evaluate import evaluate
-from longfit.training.files import keep_lines, whole_folder, write_whole
+from longfit.training.files import keep_lines, write_whole
 from longfit.training.frozen import check_frozen, frozen_hashes
 from longfit.training.metrics import LOG, Metrics, check_trackers
+from longfit.training.outcome import ADAPTER, in_short, save_adapter, table, whole_compressor
 from longfit.training.recipe import Recipe
 from longfit.training.report import write_curves, write_table
 from longfit.training.schedules import learning_rate, linear, stepwise
+from longfit.training.setup import CONFIG, check_lengths, check_sharding, make_optimizer, refuse_another_recipe
 from longfit.training.student import Student
 
 Hook = Callable[[int, LearnedCompressor], dict[str, Any]]
-CONFIG, CHECKPOINTS, ADAPTER = "config.yaml", "checkpoints", "adapter"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -111,18 +110,24 @@ class Training:
             project_dir=str(folder),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
-        self._refuse_another()
+        check_sharding(self.accelerator)
+        refuse_another_recipe(folder, recipe)
         device = self.accelerator.device
-        model, self.tokenizer = loaded or load(recipe.model, dtype=recipe.dtype, device=device, progress=not quiet)
+        given: tuple[Any, Any] = loaded or load(recipe.model, dtype=recipe.dtype, device=device, progress=not quiet)
+        model, self.tokenizer = given
         self.mixture = sources(recipe.data, self.tokenizer, data)
         torch.manual_seed(recipe.seed)
         self.compressor = recipe.make_compressor()
+        if getattr(self.compressor, "tokenizer", self) is None:
+            # Methods whose encoder has a tokenizer of its own translate between the two.
+            self.compressor.__dict__["tokenizer"] = self.tokenizer
         check_lengths(recipe, self.compressor, model)
+        self.trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self.compressor.bind(model)
         try:
             self._prepare()
         except BaseException:
-            self.compressor.release()
+            self._release()
             raise
 
     def _prepare(self) -> None:
@@ -132,11 +137,7 @@ class Training:
         student = Student(self.compressor, recipe.loss_settings)
         if not student.trained():
             raise InputError(f"{self.compressor.name} has nothing to train with these options (rank 0?)")
-        groups = parameter_groups(recipe, self.compressor)
-        optimizer = torch.optim.AdamW(
-            groups, lr=recipe.lr, betas=(recipe.betas[0], recipe.betas[1]), weight_decay=recipe.weight_decay
-        )
-        self.student, self.optimizer = accelerator.prepare(student, optimizer)
+        self.student, self.optimizer = accelerator.prepare(student, make_optimizer(recipe, self.compressor))
         self.frozen = frozen_hashes(accelerator.unwrap_model(self.student))
         self.batches = Batches(
             self.mixture,
@@ -160,15 +161,6 @@ class Training:
         if recipe.trackers:
             accelerator.init_trackers(recipe.name)
 
-    def _refuse_another(self) -> None:
-        """See that the folder is not another recipe's."""
-        file = self.folder / CONFIG
-        before = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else self.recipe.to_dict()
-        if different := self.recipe.differs(before):
-            raise InputError(
-                f"{self.folder} holds a run of another recipe ({', '.join(different)} differ); give another folder"
-            )
-
     def run(self) -> Trained:
         """All steps that are missing, then the adapter."""
         recipe = self.recipe
@@ -188,63 +180,48 @@ class Training:
             stopped = "steps" if self.step >= recipe.steps else "time"
             if stopped == "time":
                 self._save()
-            check_frozen(self.accelerator.unwrap_model(self.student), self.frozen)
-            self._save_adapter()
-            table = self._evaluate()
+            rows = self._finish()
         finally:
             metrics.close()
-            self.compressor.release()
-        return Trained(self.folder, self.folder / ADAPTER, self.step, self.seconds, stopped, self.last, table)
+            self._release()
+        return Trained(self.folder, self.folder / ADAPTER, self.step, self.seconds, stopped, self.last, rows)
+
+    def _release(self) -> None:
+        """Give the model back as it came."""
+        self.compressor.release()
+        for parameter, trainable in self.trainable:
+            parameter.requires_grad_(trainable)
 
     def _all_hooks(self) -> list[tuple[int, Hook]]:
         """Those that were given, and the evaluation in small."""
-        settings, ratio = self.recipe.evaluation_settings, self.recipe.evaluation_settings.ratio or self.ratios[0]
         if self.sharded:
             return list(self.hooks)
 
         def in_small(step: int, compressor: LearnedCompressor) -> dict[str, Any]:
-            rows = self._table(settings.small, self._evaluated_lengths()[:1], ratio)
-            shown = {f"{row['set']}/{row['metric']}/{row['condition']}": round(row["mean"], 4) for row in rows}
-            return {"evaluation": shown, **{f"eval/{name}": value for name, value in shown.items()}}
+            return in_short(table(self.recipe, compressor, self.mixture, small=True))
 
-        return [*self.hooks, (settings.every, in_small)]
-
-    def _evaluated_lengths(self) -> list[int]:
-        return self.recipe.evaluation_settings.context_tokens or [self.recipe.longest_context]
-
-    def _table(self, n: int, lengths: list[int], ratio: int) -> list[dict[str, Any]]:
-        recipe = self.recipe
-        return [
-            row
-            for tokens in lengths
-            for row in evaluate(
-                self.compressor,
-                [source for _, source in self.mixture],
-                n=n,
-                context_tokens=tokens,
-                target_tokens=recipe.target_tokens,
-                ratio=ratio,
-                batch_size=recipe.evaluation_settings.batch_size,
-                window_tokens=recipe.window_tokens,
-            )
-        ]
-
-    def _evaluate(self) -> list[dict[str, Any]]:
-        """The table and the curves of the finished run; the adapter's card gets the table."""
-        settings = self.recipe.evaluation_settings
-        if not self.accelerator.is_main_process or not settings.n:
-            return []
-        write_curves(self.folder)
-        if self.sharded:
-            print("not evaluated: the model is in shards; run it again in one process", file=sys.stderr)
-            return []
-        table = self._table(settings.n, self._evaluated_lengths(), settings.ratio or self.ratios[0])
-        self._save_adapter(results=write_table(table, self.folder))
-        return table
+        return [*self.hooks, (self.recipe.evaluation_settings.every, in_small)]
 
     @property
     def sharded(self) -> bool:
         return self.accelerator.distributed_type == DistributedType.FSDP
+
+    def _finish(self) -> list[dict[str, Any]]:
+        """The adapter, the curves and the table, which goes on the adapter's card too."""
+        check_frozen(self.accelerator.unwrap_model(self.student), self.frozen)
+        if not self.accelerator.is_main_process:
+            return []
+        recipe, compressor = self.recipe, self.compressor
+        if self.sharded:
+            compressor = whole_compressor(recipe, self.folder / CHECKPOINTS)
+        given = (self.folder, recipe, compressor, self.ratios, self.step, self.seconds)
+        save_adapter(*given)
+        write_curves(self.folder)
+        if not recipe.evaluation_settings.n:
+            return []
+        rows = table(recipe, compressor, self.mixture, small=False)
+        save_adapter(*given, results=write_table(rows, self.folder))
+        return rows
 
     def _out_of_time(self) -> bool:
         limit = self.recipe.max_seconds
@@ -277,12 +254,15 @@ class Training:
         for micro in range(recipe.accumulate):
             batch = self.batches.batch(self.step, context_tokens, micro, accelerator.process_index)
             last = micro == recipe.accumulate - 1
+            drawn = random.Random(f"{recipe.seed}/method/{self.step}/{micro}/{accelerator.process_index}")
             with _maybe(accelerator, self.student, last):
-                parts = self.student(batch.to(accelerator.device), weights, ratio)
+                with self.compressor.drawing(drawn):
+                    parts = self.student(batch.to(accelerator.device), weights, ratio)
                 self._check(parts, batch)
                 accelerator.backward(parts["loss"] / recipe.accumulate)
             for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) / recipe.accumulate
+                shared = accelerator.reduce(value.detach(), "mean") if accelerator.num_processes > 1 else value.detach()
+                sums[name] = sums.get(name, 0.0) + float(shared) / recipe.accumulate
         norm = accelerator.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], recipe.clip)
         norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm) if norm is not None else 0.0
         if not math.isfinite(norm):
@@ -324,77 +304,7 @@ class Training:
         folder, keep = self.folder / CHECKPOINTS, self.recipe.keep_checkpoints
         checkpoint.save(folder, self.accelerator, self.student, self.optimizer, state, keep)
 
-    def _save_adapter(self, results: str | None = None) -> None:
-        """The trained weights alone, as `compressors.soft.artifact` reads them."""
-        if not self.accelerator.is_main_process:
-            return
-        compressor = self._whole_compressor() if self.sharded else self.compressor
-        dtype = torch.bfloat16 if self.recipe.save_dtype == "bfloat16" else torch.float32
-        recipe = {key: value for key, value in self.recipe.to_dict().items() if key not in ("trackers", "threads")}
-        facts = {} if results is None else {"results": results}
-        with whole_folder(self.folder / ADAPTER) as temporary:
-            artifact.save(
-                compressor,
-                temporary,
-                dtype=dtype,
-                base_name=self.recipe.model,
-                trained_ratios=sorted(set(self.ratios)),
-                steps=self.step,
-                seconds=round(self.seconds, 1),
-                recipe=recipe,
-                **facts,
-            )
-
-    def _whole_compressor(self) -> LearnedCompressor:
-        """The compressor on a model of its own, with the weights of the last checkpoint: shards cannot be saved."""
-        found = checkpoint.newest(self.folder / CHECKPOINTS)
-        assert found is not None
-        model, _ = load(self.recipe.model, dtype=self.recipe.dtype, device="cpu", progress=False)
-        compressor = self.recipe.make_compressor().bind(model)
-        own = Student(compressor, self.recipe.loss_settings).trained()
-        with torch.no_grad():
-            for name, value in load_file(found[0] / checkpoint.WEIGHTS).items():
-                own[name].copy_(value)
-        return compressor
-
 
 def _maybe(accelerator: Accelerator, student: Any, synchronise: bool) -> Any:
     """Gradients are exchanged between processes only with the last micro-batch."""
     return nullcontext() if synchronise else accelerator.no_sync(student)
-
-
-def parameter_groups(recipe: Recipe, compressor: LearnedCompressor) -> list[dict[str, Any]]:
-    """One group for each of `compressor.parameters()`, with its factor of the learning rate.
-
-    Raises:
-        InputError: a factor for a group that there is not.
-    """
-    groups = compressor.parameters()
-    if unknown := sorted(set(recipe.lr_factors) - set(groups)):
-        raise InputError(f"lr_factors names {', '.join(unknown)}; {compressor.name} trains {', '.join(groups)}")
-    return [
-        {"params": given, "factor": float(recipe.lr_factors.get(name, 1.0)), "name": name}
-        for name, given in groups.items()
-    ]
-
-
-def check_lengths(recipe: Recipe, compressor: LearnedCompressor, model: Any) -> None:
-    """Refuse contexts that the model, or an encoder of the method's own, has no positions for.
-
-    Raises:
-        InputError: which, and what would fit.
-    """
-    longest = recipe.longest_context
-    window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if window and longest + recipe.target_tokens > window:
-        raise InputError(
-            f"context_tokens={longest} and target_tokens={recipe.target_tokens} do not fit into the model's {window} "
-            "positions; lower them"
-        )
-    segment = min(compressor.segment_tokens, longest)
-    encoder = getattr(compressor, "encoder_window", None) or window
-    if encoder and segment > encoder:
-        raise InputError(
-            f"segments of {segment} tokens are longer than the encoder's window of {encoder}; lower segment_tokens of "
-            f"{compressor.name}"
-        )

@@ -70,7 +70,7 @@ class Recipe:
         mixed_precision: "no", "bf16" or "fp16" autocast by accelerate. "no" is right for a bf16 model: its trained
             weights are fp32 whatever its own are.
         dtype: of the frozen model.
-        seed: of data, initial weights and whatever the method draws.
+        seed: of data and whatever the method draws; initial weights are always the same.
         log_every, checkpoint_every, keep_checkpoints: in steps, in steps, and how many.
         trackers: "tensorboard", "wandb", "trackio", as accelerate knows them; metrics.jsonl is always written.
         save_dtype: of the adapter's weights on disk.

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from longfit.compressors.soft import LearnedCompressor
-from longfit.compressors.soft.layout import segment_spans
 from longfit.errors import InputError
 from longfit.training.batches import Batch
 from longfit.training.losses import cross_entropy, divergence, importance, log_likelihoods
@@ -24,6 +23,27 @@ LOSSES = {
 }
 
 
+def other_models(compressor: LearnedCompressor) -> list[nn.Module]:
+    """Models of a bound compressor besides the one that reads, as a text encoder of its own."""
+    found: list[nn.Module] = []
+    for value in vars(compressor).values():
+        model = getattr(value, "model", value)
+        known = [compressor.backbone.model, compressor.modules, *found]
+        if isinstance(model, nn.Module) and not any(model is other for other in known):
+            found.append(model)
+    return found
+
+
+def question_of(batch: Batch) -> Tensor:
+    """[B, Q] the tokens right before each row's first answer, as many as the shortest of the rows has (1 where a row
+    has no answer): what a query-aware method compresses for."""
+    T = batch.answers.shape[1]
+    first = torch.where(batch.answers.any(1), batch.answers.int().argmax(1) + 1, 1)
+    Q = int(first.min())
+    places = first[:, None] - Q + torch.arange(Q, device=first.device)
+    return batch.ids.gather(1, places.clamp(max=T))
+
+
 @dataclass(frozen=True)
 class LossOptions:
     """How the losses are computed.
@@ -33,7 +53,7 @@ class LossOptions:
         kl_temperature: of `kl`.
         tie_gamma: weigh the tokens of `ce`, `lm` and `continuation` by their importance, clipped here; None: do not.
         skip_first: first tokens of a continuation that bear no loss (ICAE leaves 8).
-        detach_segments: segments after which `next_segment` cuts the graph; 0 for never.
+        detach_segments: segments after which `next_segment` cuts the graph; as the method's `detach_every` where 0.
     """
 
     kl_top_k: int | None = None
@@ -54,6 +74,7 @@ class Student(nn.Module):
     def __init__(self, compressor: LearnedCompressor, options: LossOptions) -> None:
         super().__init__()
         self.model: nn.Module = compressor.backbone.model
+        self.others = nn.ModuleList(other_models(compressor))
         self.own = compressor.modules
         self.compressor, self.options = compressor, options
         self.requires_grad_(False)
@@ -76,7 +97,8 @@ class Student(nn.Module):
         if "next_segment" in wanted:
             parts["next_segment"] = self._next_segment(batch.context, ratio)
         if wanted - {"next_segment"}:
-            encoded = self.compressor.compress(batch.context, ratio=ratio)
+            with self.compressor.asking(question_of(batch)):
+                encoded = self.compressor.compress(batch.context, ratio=ratio)
             if own := wanted - set(LOSSES):
                 parts |= self._auxiliary(encoded, batch, ratio, own)
             if "ae" in wanted:
@@ -122,7 +144,7 @@ class Student(nn.Module):
         return cross_entropy(logits, targets, torch.ones_like(targets, dtype=torch.float))
 
     def _next_segment(self, context: Tensor, ratio: int) -> Tensor:
-        spans = segment_spans(context.shape[1], self.compressor.segment_tokens)
+        spans = self.compressor.spans(context.shape[1])
         if len(spans) < 2:
             raise InputError(
                 f"next_segment needs two segments: context_tokens={context.shape[1]} fits into "
@@ -140,7 +162,7 @@ class Student(nn.Module):
                     counts.append(targets.shape[1])
             if number < len(spans) - 1:
                 encoded = self.compressor.encode(segment, encoded, ratio)
-                every = self.options.detach_segments
+                every = self.options.detach_segments or getattr(self.compressor, "detach_every", 0)
                 if every and (number + 1) % every == 0:
                     encoded = encoded.detach()
         share = torch.tensor(counts, device=context.device) / sum(counts)

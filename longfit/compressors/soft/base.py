@@ -286,8 +286,17 @@ class LearnedCompressor:
             return tuple(sorted(self.trained_ratios))
         return (self.ratio,) if self.needs_training else tuple(range(self.ratio, self.ratio + HIGHEST_RATIO))
 
-    # Set while training, by the loop: methods that train on segments of random length then draw them from it.
+    # What is drawn while training comes from it (segments of random length); nothing is random without it.
     rng: ClassVar[random.Random | None] = None
+
+    @contextmanager
+    def drawing(self, rng: random.Random) -> Iterator[None]:
+        """Inside, the method trains: what it draws comes from `rng`."""
+        self.__dict__["rng"] = rng
+        try:
+            yield
+        finally:
+            del self.__dict__["rng"]
 
     @property
     def trained_ratios(self) -> tuple[int, ...]:

@@ -89,7 +89,8 @@ class Lookup:
         self.facts, self.asked, self.on_topic = facts, asked, on_topic if pools else 1.0
 
     def episode(self, rng: random.Random, context_tokens: int, target_tokens: int, split: str, step: int) -> Episode:
-        nouns, facts = rng.sample(NOUNS, self.facts), []
+        nouns = rng.sample(NOUNS, self.facts)
+        facts: list[Fact] = []
         for noun in nouns:
             fact = self._fact(rng, noun, split)
             if facts and sum(len(f.ids) for f in [*facts, fact]) > context_tokens * 3 // 4:

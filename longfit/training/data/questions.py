@@ -129,7 +129,7 @@ def _squad(content: Any, number: Any) -> Iterator[Question]:
 def _hotpotqa(content: Any, number: Any) -> Iterator[Question]:
     for row in content:
         own = {title: number(f"{title}\n{''.join(sentences)}") for title, sentences in row["context"]}
-        gold = {own[title] for title, _ in row["supporting_facts"] if title in own}
+        gold = {own[fact[0]] for fact in row["supporting_facts"] if fact[0] in own}
         if gold:
             yield Question(row["question"], row["answer"], tuple(sorted(gold)))
 

@@ -1,0 +1,55 @@
+"""Every learned method goes through the one loop with its own losses, and its adapter comes back as it was."""
+
+import pytest
+import torch
+
+from longfit.compressors.soft import available
+from longfit.training import run
+from longfit.training.batches import collate
+from longfit.training.data import Episode
+from longfit.training.student import question_of
+from tests.soft_models import METHODS, OPTIONS
+from tests.tiny_training import loaded, recipe
+
+IDS = torch.arange(2, 98)[None]
+TRAINABLE = sorted(case for case in METHODS if not METHODS[case][0].startswith("cramming"))
+
+
+def options_of(case):
+    return {**OPTIONS, **METHODS[case][1], "segment_tokens": 48, "ratio": 4}
+
+
+def logits(compressor):
+    with torch.no_grad(), compressor.asking(IDS[:, :3]):
+        return compressor.read(compressor.compress(IDS), IDS[:, :7])
+
+
+@pytest.mark.parametrize("case", TRAINABLE)
+def test_a_method_trains_with_its_own_losses_and_is_loaded_as_it_was_saved(tmp_path, case):
+    name = METHODS[case][0]
+    kept = []
+    given = recipe(compressor={name: options_of(case)}, losses={}, steps=2, save_dtype="float32")
+    out = run(
+        given,
+        tmp_path,
+        loaded=loaded(),
+        quiet=True,
+        hooks=[(2, lambda step, compressor: kept.append(logits(compressor)) or {})],
+    )
+    assert set(available()[name].losses) <= set(out.losses)
+    again = available()[name](adapter=str(out.adapter)).bind(loaded()[0])
+    torch.testing.assert_close(logits(again), kept[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_query_aware_method_is_trained_for_its_questions(tmp_path):
+    given = recipe(compressor={"qd_lcirc": {**options_of("lcirc"), "sink_tokens": 0}}, losses={}, steps=2)
+    assert run(given, tmp_path, loaded=loaded(), quiet=True).steps == 2
+
+
+def test_the_question_is_what_stands_right_before_the_answer():
+    def episode(ids, answer):
+        return Episode([1], ids, [1.0] * len(ids), [i == answer for i in range(len(ids))], "a", "b")
+
+    batch = collate([episode([2, 3, 4, 5, 6], 3), episode([7, 8, 9], 2)])
+    assert question_of(batch).tolist() == [[3, 4], [7, 8]]
+    assert question_of(collate([episode([2, 3, 4], 2), episode([5, 6], None)])).tolist() == [[3], [5]]
