@@ -146,7 +146,8 @@ class FitContext:
                     f"packed positions: {held:,} kept tokens and a chunk have to fit the model's window of {window:,}; "
                     f'the largest budget that would do is "{max(1, window - MIN_CHUNK_TOKENS)} tokens"'
                 )
-        ledger = Ledger(None if ratio is not None else kept, ratio, packed)
+        # Without a budget a learned memory takes what it takes.
+        ledger = Ledger(ANY_LENGTH, None, packed) if self.free else Ledger(None if ratio else kept, ratio, packed)
         cache = FitCache(self.config, decoder, self.method, ledger, window, self.patch)
         cache.chunk_tokens = chunk
         return cache

@@ -50,6 +50,7 @@ def _facts(method: Any) -> dict[str, Any]:
             "memory": method.memory,
             "trains": method.trains,
             "needs_training": bool(method.needs_training),
+            "slots_per_1000_tokens": method.slots_for(1000),
             "question_aware": bool(method.query_aware),
             "options": shown,
             "left_out": method.left_out,

@@ -138,7 +138,7 @@ def _taken_apart(memory: Memory) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "chunk_tokens": cache.chunk_tokens,
         "ledger": {
             name: getattr(cache.ledger, name)
-            for name in ("kept_tokens", "keep_ratio", "packed", "padding", "apart", "base", "frozen")
+            for name in ("kept_tokens", "keep_ratio", "packed", "padding", "blank", "apart", "base", "frozen")
         },
         "layers": [_layer(layer, f"{index}.", tensors) for index, layer in enumerate(cache.own_layers)],
         "encoded": None if cache.encoded is None else _encoded(cache.encoded, tensors),
@@ -211,7 +211,7 @@ def _put_together(facts: dict[str, Any], tensors: dict[str, Tensor], model: Any)
         return cache
     cache.rows, cache.chunk_tokens = rows, int(given["chunk_tokens"])
     for name, value in given["ledger"].items():
-        if name not in ("kept_tokens", "keep_ratio", "packed", "padding", "apart", "base", "frozen"):
+        if name not in ("kept_tokens", "keep_ratio", "packed", "padding", "blank", "apart", "base", "frozen"):
             raise ValueError(f"no such account: {name}")
         setattr(cache.ledger, name, value)
     if given["encoded"] is not None:

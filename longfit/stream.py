@@ -190,9 +190,10 @@ class Stream:
 
     def _with_cache(self, call: dict[str, Any], part: Tensor) -> dict[str, Any]:
         mask = None
-        if self.cache.ledger.padding and any(self.cache.ledger.padding):
+        padding = self.cache.ledger.blank or self.cache.ledger.padding
+        if padding and any(padding):
             columns = torch.arange(self.cache.seen + part.shape[1], device=part.device)
-            mask = (columns[None] >= torch.tensor(self.cache.ledger.padding, device=part.device)[:, None]).long()
+            mask = (columns[None] >= torch.tensor(padding, device=part.device)[:, None]).long()
         return {**call, "attention_mask": mask, "past_key_values": self.cache, "use_cache": True}
 
     def _padding(self, mask: Tensor | None, tokens: Tensor) -> list[int] | None:

@@ -24,7 +24,7 @@ OPTIONS = {
 # Options that fit tiny inputs, for methods whose defaults do not.
 SMALL: dict[str, dict] = {
     "arc": {"cut_layers": 1},
-    "cepe": {"sink_tokens": 0},
+    "cepe": {"sink_tokens": 0, "encoder_layers": 1},
     "cramming": {"sink_tokens": 0, "steps": 2},
     "cramming_kv": {"sink_tokens": 0, "steps": 2},
     "gist": {"autoencode": True},

@@ -238,7 +238,7 @@ class FitCache(Cache):
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row, as `generate` does with its inputs for beams and several return sequences."""
         super().batch_repeat_interleave(repeats)
-        for name in ("padding", "base"):
+        for name in ("padding", "base", "blank"):
             values = getattr(self.ledger, name)
             if values is not None:
                 setattr(self.ledger, name, [v for v in values for _ in range(repeats)])

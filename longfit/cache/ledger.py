@@ -28,6 +28,7 @@ class Ledger:
         keep_ratio: fraction of the real tokens to keep; None for a number.
         packed: the geometry.
         padding: left padding of each row, None before the first forward.
+        blank: columns of each row before which sliding layers hold nothing, where that is not the padding.
         apart: rows are counted each by itself, whatever their padding.
         base: rotary position of each row's next token.
         frozen: packed keys are rotated in place (decoding).
@@ -38,6 +39,7 @@ class Ledger:
     keep_ratio: float | None
     packed: bool
     padding: list[int] | None = None
+    blank: list[int] | None = None
     apart: bool = False
     base: list[int] = field(default_factory=list)
     frozen: bool = False

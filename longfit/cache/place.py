@@ -8,7 +8,7 @@ from torch import Tensor
 
 from longfit.cache.fit import FitCache
 from longfit.cache.layer import BoundedLayer
-from longfit.cache.ledger import ANGLE
+from longfit.cache.ledger import ANGLE, Ledger
 from longfit.cache.sliding import SlidingLayer
 from longfit.cache.store import Store
 from longfit.cache.trim import SCORE
@@ -55,7 +55,7 @@ def place(cache: FitCache, memos: Sequence[Memo], padding: list[int], columns: i
         if isinstance(layer, BoundedLayer):
             _place_bounded(layer, given, batch, columns, room)
         else:
-            _place_sliding(layer, given, batch, columns)
+            _place_sliding(layer, given, batch, columns, ledger)
 
 
 def _place_bounded(layer: BoundedLayer, given: list[tuple[slice, Placed]], batch: int, columns: int, room: int) -> None:
@@ -85,12 +85,26 @@ def _rows(given: Tensor, rows: slice) -> Tensor:
     return given if given.ndim == 1 else given[rows][:, None]
 
 
-def _place_sliding(layer: SlidingLayer, given: list[tuple[slice, Placed]], batch: int, columns: int) -> None:
+def _last(placed: Placed, entries: int) -> Placed:
+    start = max(0, placed.keys.shape[2] - entries)
+    return Placed(placed.keys[:, :, start:], placed.values[:, :, start:], placed.angles[start:], placed.places[start:])
+
+
+def _place_sliding(
+    layer: SlidingLayer, given: list[tuple[slice, Placed]], batch: int, columns: int, ledger: Ledger
+) -> None:
+    most_kept = layer.sliding_window - 1
+    given = [(rows, _last(placed, most_kept)) for rows, placed in given]
     like = given[0][1]
     most = max(placed.keys.shape[2] for _, placed in given)
     keys = like.keys.new_zeros(batch, like.keys.shape[1], most, like.keys.shape[3])
     values = like.values.new_zeros(batch, like.values.shape[1], most, like.values.shape[3])
     layer.lazy_initialization(keys, values)
+    if most < min(most_kept, columns) or any(placed.keys.shape[2] != most for _, placed in given):
+        ledger.blank = ledger.blank or list(ledger.padding or [0] * batch)
+        for rows, placed in given:
+            for row in range(rows.start, rows.stop):
+                ledger.blank[row] = columns - placed.keys.shape[2]
     for rows, placed in given:
         n = placed.keys.shape[2]
         keys[rows, :, most - n :], values[rows, :, most - n :] = placed.keys, placed.values
@@ -105,10 +119,12 @@ def stand_for(cache: FitCache, places: Sequence[tuple[slice, Tensor]], padding: 
         padding: the context's left padding of each row.
         columns: of the context, padding included.
     """
+    before = cache.ledger.padding or [0] * len(padding)
     cache.ledger.padding = list(padding)
     for layer in cache.own_layers:
         if isinstance(layer, SlidingLayer):
-            layer.cumulative_length = columns
+            slots, layer.cumulative_length = layer.cumulative_length, columns
+            cache.ledger.blank = [columns - (slots - p) for p in before]
             continue
         layer.seen = columns
         for part in layer.parts:

@@ -25,6 +25,11 @@ class SlidingLayer(DynamicSlidingWindowLayer):
         self.cumulative_length -= probes
         return keys, values
 
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """What is stored ends at the last column seen; a memory of few slots may be shorter than the window."""
+        stored = 0 if self.keys is None or self.keys.ndim < 4 else self.keys.shape[2]
+        return stored + query_length, self.cumulative_length - stored
+
     @property
     def nbytes(self) -> int:
         return 0 if self.keys is None or self.values is None else self.keys.nbytes + self.values.nbytes

@@ -29,6 +29,7 @@ class CrammingKV(Cramming):
     source = "Kuratov et al. 2025, with the prefixes of Li and Liang 2021"
     summary = "keys and values of every layer optimised for one text; the ceiling of learned key-value slots"
     memory = "kv"
+    packed = True
     trains = "nothing; the keys and values themselves, for each text"
 
     predict_first: bool = False
