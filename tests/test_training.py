@@ -229,3 +229,22 @@ def test_fsdp_with_layers_as_units_is_refused():
     for version, policy in ((1, None), (2, "layers")):
         with pytest.raises(InputError, match="NO_WRAP"):
             check_sharding(sharded(version, policy))
+
+
+def test_an_evaluation_that_was_killed_measures_only_what_is_missing(tmp_path, monkeypatch):
+    from longfit.training import outcome
+
+    plain, measured = outcome.evaluate_set, []
+
+    def counted(compressor, name, *rest, **options):
+        measured.append(options["context_tokens"])
+        if len(measured) == 2:
+            raise Killed
+        return plain(compressor, name, *rest, **options)
+
+    monkeypatch.setattr(outcome, "evaluate_set", counted)
+    given = recipe(steps=2, evaluation={"n": 2, "context_tokens": [64, 96]})
+    with pytest.raises(Killed):
+        train(tmp_path, given)
+    assert {row["context_tokens"] for row in train(tmp_path, given).table} == {64, 96}
+    assert measured == [64, 96, 96]

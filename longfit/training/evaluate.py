@@ -36,7 +36,39 @@ def evaluate(
     window_tokens: int = 0,
     seed: int = 0,
 ) -> list[Row]:
-    """Rows of the table: one for each set, metric and condition.
+    """Rows of the table, for every set of the sources; see `evaluate_set`."""
+    return [
+        row
+        for name, source in sets_of(sources).items()
+        for row in evaluate_set(
+            compressor,
+            name,
+            source,
+            n=n,
+            context_tokens=context_tokens,
+            target_tokens=target_tokens,
+            ratio=ratio,
+            batch_size=batch_size,
+            window_tokens=window_tokens,
+            seed=seed,
+        )
+    ]
+
+
+def evaluate_set(
+    compressor: LearnedCompressor,
+    name: str,
+    source: Source,
+    *,
+    n: int,
+    context_tokens: int,
+    target_tokens: int = 48,
+    ratio: int | None = None,
+    batch_size: int = 8,
+    window_tokens: int = 0,
+    seed: int = 0,
+) -> list[Row]:
+    """One row for each metric and condition.
 
     Teacher-forced: an answer is right when each of its tokens is the likeliest one. `nll` is of the answers' tokens, or
     of all tokens where there are no answers, in nats a token. `mean` has its 95 % interval `low`, `high`; `normalised`
@@ -44,27 +76,18 @@ def evaluate(
     paired difference.
 
     Args:
-        compressor: bound. n: samples of each set.
+        compressor: bound. n: samples.
 
     Raises:
         InputError: n is below 2: a shuffled memory needs another document.
     """
     if n < 2:
         raise InputError(f"an evaluation needs at least 2 samples of each set, not {n}")
-    rows: list[Row] = []
-    for name, source in sets_of(sources).items():
-        episodes = evaluation_episodes(source, n, context_tokens, target_tokens, seed)
-        scores, slots, nbytes = measure(compressor, episodes, ratio or compressor.ratio, batch_size, window_tokens)
-        common = {
-            "set": name,
-            "context_tokens": context_tokens,
-            "ratio": ratio or compressor.ratio,
-            "slots": slots,
-            "memory_bytes": nbytes,
-            "n": n,
-        }
-        rows += [{**common, **row} for row in table_rows(scores)]
-    return rows
+    ratio = ratio or compressor.ratio
+    episodes = evaluation_episodes(source, n, context_tokens, target_tokens, seed)
+    scores, slots, nbytes = measure(compressor, episodes, ratio, batch_size, window_tokens)
+    common = {"set": name, "context_tokens": context_tokens, "ratio": ratio, "slots": slots, "memory_bytes": nbytes}
+    return [{**common, "n": n, **row} for row in table_rows(scores)]
 
 
 def sets_of(sources: Sequence[Source]) -> dict[str, Source]:

@@ -23,7 +23,7 @@ from longfit.training.data import sources
 from longfit.training.files import keep_lines, write_whole
 from longfit.training.frozen import check_frozen, frozen_hashes
 from longfit.training.metrics import LOG, Metrics, check_trackers
-from longfit.training.outcome import ADAPTER, in_short, save_adapter, table, whole_compressor
+from longfit.training.outcome import ADAPTER, final_table, in_short, save_adapter, small_table, whole_compressor
 from longfit.training.recipe import Recipe
 from longfit.training.report import write_curves, write_table
 from longfit.training.schedules import learning_rate, linear, stepwise
@@ -31,7 +31,7 @@ from longfit.training.setup import CONFIG, check_lengths, check_sharding, make_o
 from longfit.training.student import Student
 
 Hook = Callable[[int, LearnedCompressor], dict[str, Any]]
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, PARTS = "checkpoints", "evaluation-parts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Training:
             return list(self.hooks)
 
         def in_small(step: int, compressor: LearnedCompressor) -> dict[str, Any]:
-            return in_short(table(self.recipe, compressor, self.mixture, small=True))
+            return in_short(small_table(self.recipe, compressor, self.mixture))
 
         return [*self.hooks, (self.recipe.evaluation_settings.every, in_small)]
 
@@ -219,7 +219,7 @@ class Training:
         write_curves(self.folder)
         if not recipe.evaluation_settings.n:
             return []
-        rows = table(recipe, compressor, self.mixture, small=False)
+        rows = final_table(recipe, compressor, self.mixture, self.folder / PARTS, self.step)
         save_adapter(*given, results=write_table(rows, self.folder))
         return rows
 

@@ -188,7 +188,7 @@ def save(compressor: "LearnedCompressor", folder: Path, *, dtype: torch.dtype = 
     for name in compressor.lora.names:
         _rewrite(folder / name, base["name"], dtype)
     if own := compressor.modules.state_dict():
-        save_file({key: _stored(tensor, dtype) for key, tensor in own.items()}, folder / MODULES)
+        _write(own, folder / MODULES, dtype)
     written = sorted(file for file in folder.rglob("*") if file.is_file())
     record = {
         "format": FORMAT,
@@ -212,17 +212,20 @@ def save(compressor: "LearnedCompressor", folder: Path, *, dtype: torch.dtype = 
 def _rewrite(folder: Path, base_name: str, dtype: torch.dtype) -> None:
     """PEFT's files with weights in `dtype` and the model's name where a path of this machine may stand."""
     file = folder / "adapter_model.safetensors"
-    state = {key: _stored(tensor, dtype) for key, tensor in load_file(file).items()}
-    save_file(state, file, metadata={"format": "pt"})
+    _write(load_file(file), file, dtype)
     config = folder / "adapter_config.json"
     given = json.loads(config.read_text(encoding="utf-8")) | {"base_model_name_or_path": base_name}
+    if isinstance(given.get("target_modules"), list):
+        given["target_modules"].sort()  # a set, whose order differs from run to run
     config.write_text(json.dumps(given, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     (folder / CARD).unlink(missing_ok=True)
 
 
-def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    tensor = tensor.detach().cpu()
-    return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
+def _write(state: dict[str, Tensor], file: Path, dtype: torch.dtype) -> None:
+    """Tensors on the CPU, floating ones in `dtype`, in a file that others may read."""
+    stored = {key: (t.to(dtype) if t.is_floating_point() else t).detach().cpu() for key, t in state.items()}
+    save_file({key: tensor.contiguous() for key, tensor in stored.items()}, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # safetensors writes for its owner alone
 
 
 def base_facts(model: Any, name: str | None = None) -> dict[str, Any]:
@@ -260,6 +263,17 @@ def _plain(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
+def _lengths(record: dict[str, Any]) -> list[str]:
+    """A line on the contexts that the weights were trained on, where a recipe says it."""
+    given = record.get("recipe", {}).get("context_tokens")
+    if given is None:
+        return []
+    longest = max(tokens for _, tokens in given) if isinstance(given, list) else given
+    return [
+        f"- trained on contexts of up to {longest} tokens; longer ones are cut into segments, untested unless below"
+    ]
+
+
 def _card(record: dict[str, Any], compressor: "LearnedCompressor") -> str:
     base = record["base"]
     size = sum(file["bytes"] for file in record["files"].values()) / 1e6
@@ -279,6 +293,7 @@ def _card(record: dict[str, Any], compressor: "LearnedCompressor") -> str:
         f"- trained: {compressor.trains}",
         f"- options: {options}",
         f"- steps: {record.get('steps', 'unknown')}",
+        *_lengths(record),
         f"- base weights: SHA-256 {base['weights_sha256']} (sampled)",
         "",
         "```python",
