@@ -1,7 +1,11 @@
 """A compressed context as an object: compress once, ask many times."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from longfit.cache import FitCache
 from longfit.errors import FingerprintError
@@ -50,7 +54,17 @@ class Memory:
 
 
 def fingerprint(config: Any, method: Any, patch: Any = None) -> str:
-    """Model family, sizes, method and attention, in one line."""
-    return f"{config.model_type}/{config.num_hidden_layers}x{config.hidden_size}/{config._name_or_path} {method!r}" + (
-        "" if patch is None else f" {patch!r}"
-    )
+    """Model family, sizes, method and attention with a hash of what it learned, in one line."""
+    model = f"{config.model_type}/{config.num_hidden_layers}x{config.hidden_size}/{config._name_or_path}"
+    attention = "" if patch is None else f" {patch!r}"
+    learned = {} if patch is None else patch.learned()
+    return f"{model} {method!r}{attention}" + (f" {digest(learned)}" if learned else "")
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """A hash of tensors by name: the same for the same names, types, shapes and bits."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        bits = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + bits.numpy().tobytes())
+    return f"sha256:{sha.hexdigest()[:16]}"

@@ -80,11 +80,17 @@ class Stream:
         question = cache.question_tokens if phase == "prefill" else 0
         cache.question_tokens = 0
         spans = chunk_spans(T - question, cache.chunk_tokens)
+        if cache.releases and (want_all or want_last):
+            spans = last_alone(spans)
         replay = cache.method.replays and phase == "prefill" and (first_call or len(spans) > 1)
         tail = tokens[:, T - question :]
         for index, (start, stop) in enumerate(spans):
             last = index == len(spans) - 1
             part = torch.cat([tokens[:, start:stop], tail], 1) if question else tokens[:, start:stop]
+            again: list[list[int]] = []
+            if cache.releases and cache.seen and stop - start == 1:
+                again, ids = cache.recall()
+                part = torch.cat([ids.to(part), part], 1)
             positions = cache.begin(
                 part.shape[1],
                 padding,
@@ -95,13 +101,14 @@ class Stream:
                 question_tokens=question,
                 hold=cache.method.replays and phase == "prefill",
                 ids=part if name == "input_ids" else None,
+                again=again,
             )
             call = {**arguments, name: part, "position_ids": positions.to(part.device)}
             logits = None
             if want_all or (last and want_last):
                 outputs = self.base_forward(**self._with_cache(call, part), logits_to_keep=0 if want_all else 1)
                 stored = part.shape[1] if last else stop - start
-                logits = outputs.logits[:, :stored]
+                logits = outputs.logits[:, cache.step.again_columns if want_all else 0 :][:, :stored]
             else:
                 outputs = self.decoder(**self._with_cache(call, part))
             cache.end()
@@ -196,6 +203,12 @@ def chunk_spans(tokens: int, chunk_tokens: int) -> list[tuple[int, int]]:
     they would be cut alone; the first chunk takes the remainder."""
     stops = list(range(tokens, 0, -chunk_tokens))[::-1] or [0]
     return list(zip([0, *stops[:-1]], stops, strict=True))
+
+
+def last_alone(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same chunks, with the last token in a forward of its own."""
+    *before, (start, stop) = spans
+    return [*before, *([(start, stop - 1)] if stop - start > 1 else []), (stop - 1, stop)]
 
 
 def _is_one(keep: Any) -> bool:

@@ -6,7 +6,7 @@ from longfit.cache.ledger import Ledger
 from longfit.cache.part import Part
 from longfit.cache.rotary import Rotary
 from longfit.cache.side_by_side import SideBySide
-from longfit.cache.side_index import GROWTH, Rows, SideIndex
+from longfit.cache.side_index import GROWTH, GROWTH_SLOTS, Rows, SideIndex, appended
 from longfit.cache.sliding import SlidingLayer
 from longfit.cache.slow_file import Shelf, shelf_for
 from longfit.cache.slow_tier import SlowTier
@@ -18,6 +18,7 @@ from longfit.cache.view import View
 __all__ = [
     "FULL",
     "GROWTH",
+    "GROWTH_SLOTS",
     "HANDLE",
     "SCORE",
     "SINK",
@@ -36,6 +37,7 @@ __all__ = [
     "Step",
     "Store",
     "View",
+    "appended",
     "layer_types",
     "shelf_for",
     "take",
