@@ -115,8 +115,8 @@ class FitContext:
         packed = self._packed(tokens + new_tokens, window)
         if packed and self.patch is not None and self.patch.stores == "released":
             raise UnsupportedFeatureError(
-                f"{self.patch.name} forwards tokens again at the positions that they had, which packed positions do not "
-                f'know; give up to {window:,} tokens and geometry="original"'
+                f"{self.patch.name} forwards tokens again at the positions that they had, and packed positions do not "
+                f'know them; give up to {window:,} tokens and geometry="original"'
             )
         switch = switching_window(self.config)
         if switch is not None and not packed and tokens + new_tokens > switch:

@@ -174,8 +174,7 @@ class FitCache(Cache):
             layer.make_room()
 
     def end(self) -> None:
-        """After a forward: its token ids go, and so does what a patch releases; in the packed geometry, the next token's
-        rotary position moves on."""
+        """After a forward: its token ids go, and so does what a patch releases; packed positions move on."""
         self.step.ids = None
         if self.releases:
             release(self)

@@ -122,11 +122,10 @@ class Adore(AttentionPatch):
     def stay(self, states: list[dict[str, Tensor]], positions: Tensor, tokens: int, limit: int) -> Tensor:
         importance = self.controller.importance(states, tokens)[positions]
         safe = (positions < self.sink_tokens) | (positions >= tokens - self.recent_tokens)
-        if int(safe.sum()) > limit:
+        if (always := int(safe.sum())) > limit:
             raise BudgetError(
-                f"the budget holds {limit:,} tokens a layer, and {int(safe.sum()):,} always stay with "
-                f"{self.name} (sink_tokens={self.sink_tokens}, recent_tokens={self.recent_tokens}); raise the budget or "
-                "lower them"
+                f"the budget holds {limit:,} tokens a layer, and with {self.name} {always:,} always stay: "
+                f"sink_tokens={self.sink_tokens}, recent_tokens={self.recent_tokens}; raise the budget or lower these"
             )
         count = min(limit, positions.shape[0])
         best = importance.masked_fill(safe, float("inf")).topk(count).indices
