@@ -155,9 +155,6 @@ class AttentionPatch:
         """Which `limit` of the stored tokens of a row stay, where the patch releases: indices into `positions` [n], in
         ascending order of position. `states` are the row's, layer by layer: what the patch wrote to `part.state`;
         `tokens` have been seen.
-
-        Raises:
-            BudgetError: more have to stay.
         """
         raise NotImplementedError
 

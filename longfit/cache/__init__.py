@@ -12,10 +12,11 @@ from longfit.cache.slow_file import Shelf, shelf_for
 from longfit.cache.slow_tier import SlowTier
 from longfit.cache.step import Step
 from longfit.cache.store import Store, take
-from longfit.cache.trim import SCORE, SINK
+from longfit.cache.trim import CERTAIN, SCORE, SINK
 from longfit.cache.view import View
 
 __all__ = [
+    "CERTAIN",
     "FULL",
     "GROWTH",
     "GROWTH_SLOTS",

@@ -10,8 +10,8 @@ from torch import Tensor
 from longfit.attention.base import AttentionPatch, Scene
 from longfit.attention.controller import Controller, ShortKeys
 from longfit.attention.in_order import attend_in_order
-from longfit.cache import FULL, GROWTH, GROWTH_SLOTS, appended, layer_types
-from longfit.errors import BudgetError, InputError, UnsupportedFeatureError, UnsupportedModelError
+from longfit.cache import CERTAIN, FULL, GROWTH, GROWTH_SLOTS, SINK, appended, layer_types
+from longfit.errors import InputError, ScoreError, UnsupportedFeatureError, UnsupportedModelError
 
 IDS = "token_ids"
 
@@ -27,7 +27,7 @@ class Adore(AttentionPatch):
     step, and enter the cache where they rank among the kept, others being released in exchange.
 
     Deviations. No code or weights were published: the paper trains a GRU and fine-tunes the model with it; here the
-    controller is `ShortKeys`, which needs no training, or any other `Controller`. The first and the last tokens always
+    controller is `ShortKeys`, which needs no training, or any other `Controller`. The first and the last tokens
     stay (`sink_tokens`, `recent_tokens`). The prompt streams: it is released from after each chunk, and only its last
     token is forwarded with rebuilt ones, like every decoded token. A rebuilt token sees what is kept, not all that it
     saw at first, so what comes back is not exactly what was released, unless nothing before it is missing.
@@ -38,7 +38,7 @@ class Adore(AttentionPatch):
     Attributes (options):
         kept_tokens: tokens that stay, if the budget does not hold fewer.
         rebuilt_tokens: released tokens that a step forwards again; 0 releases for good.
-        sink_tokens, recent_tokens: tokens at the start and at the end that always stay.
+        sink_tokens, recent_tokens: tokens at the start and at the end that stay as far as there is room at all.
         controller: what decides.
     """
 
@@ -55,8 +55,7 @@ class Adore(AttentionPatch):
 
     def __post_init__(self) -> None:
         self._at_least(0, sink_tokens=self.sink_tokens, rebuilt_tokens=self.rebuilt_tokens)
-        self._at_least(1, recent_tokens=self.recent_tokens)
-        self._at_least(self.sink_tokens + self.recent_tokens, kept_tokens=self.kept_tokens)
+        self._at_least(1, kept_tokens=self.kept_tokens, recent_tokens=self.recent_tokens)
         if not isinstance(self.controller, Controller):
             raise InputError(f"{self.name}: controller is a {type(self.controller).__name__}, not a Controller")
         self._layers = 1
@@ -120,24 +119,33 @@ class Adore(AttentionPatch):
         return attended
 
     def stay(self, states: list[dict[str, Tensor]], positions: Tensor, tokens: int, limit: int) -> Tensor:
-        importance = self.controller.importance(states, tokens)[positions]
-        safe = (positions < self.sink_tokens) | (positions >= tokens - self.recent_tokens)
-        if (always := int(safe.sum())) > limit:
-            raise BudgetError(
-                f"the budget holds {limit:,} tokens a layer, and with {self.name} {always:,} always stay: "
-                f"sink_tokens={self.sink_tokens}, recent_tokens={self.recent_tokens}; raise the budget or lower these"
-            )
-        count = min(limit, positions.shape[0])
-        best = importance.masked_fill(safe, float("inf")).topk(count).indices
+        importance = self._importance(states, tokens)[positions]
+        importance = torch.where(positions >= tokens - self.recent_tokens, CERTAIN * (positions + 1.0), importance)
+        importance = importance.masked_fill(positions < self.sink_tokens, SINK)
+        best = importance.topk(min(limit, positions.shape[0])).indices
         return best[positions[best].argsort()]
 
     def recall(self, states: list[dict[str, Tensor]], positions: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
         count = min(self.rebuilt_tokens, tokens - positions.shape[0])
         if not count:
             return positions[:0], positions[:0]
-        importance = self.controller.importance(states, tokens).index_fill(0, positions, float("-inf"))
+        importance = self._importance(states, tokens).index_fill(0, positions, float("-inf"))
         places = importance.topk(count).indices.sort().values
         return places, states[0][IDS][0, 0, places].long()
+
+    def _importance(self, states: list[dict[str, Tensor]], tokens: int) -> Tensor:
+        """What the controller says [tokens].
+
+        Raises:
+            ScoreError: it is NaN, or not one number for each token.
+        """
+        given = self.controller.importance(states, tokens)
+        if given.shape != (tokens,) or bool(given.isnan().any()):
+            raise ScoreError(
+                f"{self.controller!r} has to give one number for each of {tokens:,} tokens; it gave shape "
+                f"{tuple(given.shape)}, {int(given.isnan().sum()):,} of them NaN"
+            )
+        return given
 
 
 def _new(scene: Scene) -> Scene:
