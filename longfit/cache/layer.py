@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from longfit.cache.hand_over import hand_over, room_beside_pages
 from longfit.cache.ledger import ANGLE, Ledger
 from longfit.cache.part import Part
 from longfit.cache.rotary import Rotary
@@ -15,7 +16,7 @@ from longfit.cache.step import Step
 from longfit.cache.store import Store
 from longfit.cache.trim import SCORE, score, trim
 from longfit.cache.view import View
-from longfit.errors import BudgetError, BudgetExceededError, UnsupportedFeatureError
+from longfit.errors import BudgetExceededError, UnsupportedFeatureError
 
 HANDLE = "_longfit_layer"
 INFINITY = float("inf")
@@ -171,14 +172,8 @@ class BoundedLayer(CacheLayerMixin):
         most = self.patch.most_kept(*self.depth)
         if not self.offloads:
             return min(limit, most)
-        beside = self.patch.brought_tokens
-        room = limit if self.ledger.keep_ratio == 1.0 else limit - beside
-        if room < self.method.min_tokens:
-            raise BudgetError(
-                f"the budget holds {limit:,} tokens a layer on the fast side; {beside:,} of them are pages brought in "
-                f"by {self.patch.name}, and {self.method.min_tokens:,} have to stay; raise the budget or bring in less"
-            )
-        return min(room, most - beside)
+        whole = self.ledger.keep_ratio == 1.0
+        return room_beside_pages(limit, most, self.patch, whole, self.method.min_tokens)
 
     # -- the work of one forward ----------------------------------------------------------------------------------
 
@@ -384,17 +379,8 @@ class BoundedLayer(CacheLayerMixin):
     def keep(self, part: Part, candidate: Store, indices: Tensor, capacity: int) -> None:
         """Leave the part the candidates at `indices` [B, G, N]; the others go to the slow tier, if there is one."""
         if self.offloads and indices.shape[-1] < candidate.n:
-            self._release(part, candidate.without(indices), self.patch)
+            hand_over(part, candidate.without(indices), self.patch, self.ledger, self.rotary)
         part.store = candidate.selected(indices, capacity)
-
-    def _release(self, part: Part, entries: Store, patch: Any) -> None:
-        if self.rotary is not None and patch.limits_distance(self.ledger.packed):
-            entries.keys = self.rotary.rotate(entries.keys, -self.ledger.angles(entries))
-        if part.tier is None:
-            if self.ledger.shelf is None:
-                self.ledger.shelf = patch.shelf(entries.keys.device)
-            part.tier = patch.tier(self.ledger.shelf)
-        patch.release(part.tier, entries)
 
     def unreachable(self, positions: Tensor, seen: int, state: dict[str, Tensor]) -> Tensor | None:
         """Which of the candidates at `positions` [B, G, S] no later query may attend to, if any.
