@@ -81,7 +81,7 @@ class Stream:
         cache.question_tokens = 0
         spans = chunk_spans(T - question, cache.chunk_tokens)
         if cache.releases and (want_all or want_last):
-            spans = last_alone(spans)
+            spans = one_by_one(spans, cache.patch.asking_tokens)
         replay = cache.method.replays and phase == "prefill" and (first_call or len(spans) > 1)
         tail = tokens[:, T - question :]
         for index, (start, stop) in enumerate(spans):
@@ -205,10 +205,11 @@ def chunk_spans(tokens: int, chunk_tokens: int) -> list[tuple[int, int]]:
     return list(zip([0, *stops[:-1]], stops, strict=True))
 
 
-def last_alone(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same chunks, with the last token in a forward of its own."""
+def one_by_one(spans: list[tuple[int, int]], tokens: int) -> list[tuple[int, int]]:
+    """The same chunks, with up to the last `tokens` tokens of the last one in a forward each."""
     *before, (start, stop) = spans
-    return [*before, *([(start, stop - 1)] if stop - start > 1 else []), (stop - 1, stop)]
+    first = max(start, stop - tokens)
+    return [*before, *([(start, first)] if first > start else []), *((at, at + 1) for at in range(first, stop))]
 
 
 def _is_one(keep: Any) -> bool:

@@ -215,7 +215,7 @@ def test_a_memory_does_not_change_by_asking() -> None:
 
 
 def test_short_keys_estimate_the_attention_of_the_last_queries() -> None:
-    H, G, D, n, asking, decay = 4, 2, 16, 40, 5, 0.25
+    H, G, D, n, asking, decay = 4, 2, 16, 40, 5, 0.8
     controller = ShortKeys(watched_layers=1, query_tokens=asking, pool_tokens=1, decay=decay)
     queries, keys = torch.randn(1, H, n, D), torch.randn(1, G, n, D)
     part, expected = Part(slice(0, 1), slice(0, G), 0), torch.zeros(0)
@@ -238,8 +238,12 @@ def test_short_keys_estimate_the_attention_of_the_last_queries() -> None:
         controller.observe(scene, part.state)
         logits = queries[0, :, start:stop] @ keys[0, :, :stop].repeat_interleave(H // G, 0).mT * 0.3
         later = torch.arange(stop) > torch.arange(start, stop)[:, None]
-        paid = logits.masked_fill(later, float("-inf")).softmax(-1)[:, -asking:].mean((0, 1))
-        expected = torch.cat([decay * expected + (1 - decay) * paid[:start], paid[start:]])
+        weights = logits.masked_fill(later, float("-inf")).softmax(-1).amax(0)
+        aged = [
+            weights[at] * decay ** (stop - start - 1 - at) for at in range(max(0, stop - start - asking), stop - start)
+        ]
+        before = torch.cat([expected * decay ** (stop - start), torch.zeros(stop - start)])
+        expected = torch.stack([before, *aged]).amax(0)
     given = controller.importance([part.state], n)
     assert (given - expected).abs().max() < 0.02 * expected.max()
 
@@ -320,6 +324,6 @@ def test_options_are_checked() -> None:
     for options in ({"kept_tokens": 0}, {"recent_tokens": 0}, {"rebuilt_tokens": -1}, {"controller": "gru"}):
         with pytest.raises(InputError, match=next(iter(options))):
             get("adore", **options)
-    for options in ({"watched_layers": 0}, {"pool_tokens": 4}, {"decay": 1.0}):
+    for options in ({"watched_layers": 0}, {"pool_tokens": 4}, {"decay": 1.5}):
         with pytest.raises(InputError, match=next(iter(options))):
             ShortKeys(**options)

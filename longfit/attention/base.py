@@ -107,7 +107,8 @@ class AttentionPatch:
             the model's window keep their original positions.
         stores: "everything"; "reachable": what no later query can attend to is dropped; "offloaded": it goes to a
             slow tier (see `longfit.attention.offload`); or "released": the patch itself says which tokens stay, the
-            same in all layers, and which of the others are forwarded again (`stay`, `recall`).
+            same in all layers, and which of the others are forwarded again (`stay`, `recall`); it has `asking_tokens`,
+            at the end of a prompt, that are read one by one as decoded tokens are.
         score_names: what the patch remembers per stored entry, in fp32; see `Scene.new_scores`.
     """
 

@@ -48,31 +48,33 @@ class Controller:
 
 @dataclass
 class ShortKeys(Controller):
-    """A running average of the attention that the last queries pay, by 8-bit keys of a few layers. Needs no training.
+    """The most attention that any head of a few layers paid a token lately, by 8-bit keys. Needs no training.
 
     Ours, in place of the paper's GRU. In `watched_layers` layers, spread evenly, the key of each token is remembered
     for good in 8 bits a channel, with one step size for each key/value head. The last `query_tokens` queries of a
-    forward are compared with the short keys of all tokens before them; the softmax, averaged over queries, heads and
-    watched layers, is what each token was paid, and `old = decay * old + (1 - decay) * paid` its importance: as a
+    forward are compared with the short keys of all tokens before them. A token's importance is the largest of the
+    softmax weights over watched layers, heads and queries, `decay` taken to the power of the query's age: as a
     recurrent controller would, it knows the queries up to the last one and not the next. Neighbours share their
-    importance over `pool_tokens`: a token that is rebuilt alone lacks the words around it.
+    importance (the mean over `pool_tokens`): a token that is rebuilt alone lacks the words around it.
+
+    The largest weight and not the mean, because few heads retrieve: docs/attention/release.md has both.
 
     Attributes (options):
         watched_layers, query_tokens, pool_tokens: see above; `pool_tokens` is odd.
-        decay: of the average, for each forward; 0 knows the last forward only.
+        decay: of a weight for each token since; 0 knows the last query only.
     """
 
     watched_layers: int = 4
     query_tokens: int = 16
-    pool_tokens: int = 7
-    decay: float = 0.5
+    pool_tokens: int = 31
+    decay: float = 0.95
 
     def __post_init__(self) -> None:
         for name in ("watched_layers", "query_tokens", "pool_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"ShortKeys: {name} has to be at least 1, got {getattr(self, name)}")
-        if self.pool_tokens % 2 == 0 or not 0 <= self.decay < 1:
-            raise InputError(f"ShortKeys: pool_tokens is odd and decay in [0, 1), got {self.pool_tokens}, {self.decay}")
+        if self.pool_tokens % 2 == 0 or not 0 <= self.decay <= 1:
+            raise InputError(f"ShortKeys: pool_tokens is odd and decay in [0, 1], got {self.pool_tokens}, {self.decay}")
 
     def watches(self, layer: int, layers: int) -> bool:
         """Whether the keys of this layer are remembered: the middle one of each of `watched_layers` stretches."""
@@ -86,24 +88,20 @@ class ShortKeys(Controller):
         codes, steps = shortened(scene.keys)
         state[CODES] = appended(state.get(CODES), codes, before)
         state[STEPS] = appended(state.get(STEPS), steps, before)
-        paid = torch.zeros(tokens, device=codes.device)
-        asking = min(self.query_tokens, scene.queries.shape[2])
-        for back in range(asking):
-            seen = tokens - back
-            query = scene.queries[0, :, scene.queries.shape[2] - 1 - back]
+        state[PAID] = appended(state.get(PAID), torch.zeros_like(steps[:, :1]), before)
+        paid = state[PAID][0, 0, :tokens]
+        paid *= self.decay ** (tokens - before)
+        for age in range(min(self.query_tokens, tokens - before)):
+            seen = tokens - age
+            query = scene.queries[0, :, tokens - before - 1 - age]
             products = code_products(query, state[CODES][0, :, :seen], state[STEPS][0, :, :seen])
-            paid[:seen] += products.mul_(scene.scaling).softmax(-1).mean(0) / asking
-        paid[:before] *= 1 - self.decay
-        if before:
-            paid[:before] += self.decay * state[PAID][0, 0, :before]
-            state[PAID][0, 0, :before] = paid[:before]
-        state[PAID] = appended(state.get(PAID), paid[None, None, before:], before)
+            weights = products.mul_(scene.scaling).softmax(-1).amax(0).mul_(self.decay**age)
+            torch.maximum(paid[:seen], weights, out=paid[:seen])
 
     def importance(self, states: list[dict[str, Tensor]], tokens: int) -> Tensor:
         paid = [state[PAID][0, 0, :tokens] for state in states if PAID in state]
-        mean = torch.stack([given.to(paid[0].device) for given in paid]).mean(0)
-        half = self.pool_tokens // 2
-        return avg_pool1d(mean[None], self.pool_tokens, 1, half, count_include_pad=False)[0] if half else mean
+        most = torch.stack([given.to(paid[0].device) for given in paid]).amax(0)
+        return avg_pool1d(most[None], self.pool_tokens, 1, self.pool_tokens // 2, count_include_pad=False)[0]
 
     def token_bytes(self, layers: int, kv_heads: int, query_heads: int, key_dim: int) -> int:
         kept = min(self.watched_layers, layers) * (kv_heads * (key_dim + 4) + 4)

@@ -27,10 +27,10 @@ class Adore(AttentionPatch):
     step, and enter the cache where they rank among the kept, others being released in exchange.
 
     Deviations. No code or weights were published: the paper trains a GRU and fine-tunes the model with it; here the
-    controller is `ShortKeys`, which needs no training, or any other `Controller`. The first and the last tokens
-    stay (`sink_tokens`, `recent_tokens`). The prompt streams: it is released from after each chunk, and only its last
-    token is forwarded with rebuilt ones, like every decoded token. A rebuilt token sees what is kept, not all that it
-    saw at first, so what comes back is not exactly what was released, unless nothing before it is missing.
+    controller is `ShortKeys`, which needs no training, or any other `Controller`. The first and the last tokens stay
+    (`sink_tokens`, `recent_tokens`). The prompt streams: it is released from after each chunk, and only its last tokens
+    (`asking_tokens`) are forwarded with rebuilt ones, like every decoded token. A rebuilt token sees what is kept, not
+    all that it saw at first, so what comes back is not exactly what was released, unless nothing before it is missing.
 
     Refused by name: compressors beside it (they choose for each layer), packed positions, embeddings in place of ids,
     and models with sliding layers (which hold nothing that a token from before their window could attend to).
@@ -38,6 +38,8 @@ class Adore(AttentionPatch):
     Attributes (options):
         kept_tokens: tokens that stay, if the budget does not hold fewer.
         rebuilt_tokens: released tokens that a step forwards again; 0 releases for good.
+        asking_tokens: tokens at the end of a prompt (of its last chunk) that are forwarded one by one with rebuilt
+            ones, as decoded tokens are; those before them were read without what they may have asked for.
         sink_tokens, recent_tokens: tokens at the start and at the end that stay as far as there is room at all.
         controller: what decides.
     """
@@ -48,14 +50,17 @@ class Adore(AttentionPatch):
     stores = "released"
 
     kept_tokens: int = 1024
-    rebuilt_tokens: int = 16
+    rebuilt_tokens: int = 32
+    asking_tokens: int = 1
     sink_tokens: int = 4
     recent_tokens: int = 64
     controller: Controller = field(default_factory=ShortKeys)
 
     def __post_init__(self) -> None:
         self._at_least(0, sink_tokens=self.sink_tokens, rebuilt_tokens=self.rebuilt_tokens)
-        self._at_least(1, kept_tokens=self.kept_tokens, recent_tokens=self.recent_tokens)
+        self._at_least(
+            1, kept_tokens=self.kept_tokens, recent_tokens=self.recent_tokens, asking_tokens=self.asking_tokens
+        )
         if not isinstance(self.controller, Controller):
             raise InputError(f"{self.name}: controller is a {type(self.controller).__name__}, not a Controller")
         self._layers = 1
