@@ -80,8 +80,8 @@ class Stream:
         question = cache.question_tokens if phase == "prefill" else 0
         cache.question_tokens = 0
         spans = chunk_spans(T - question, cache.chunk_tokens)
-        if cache.releases and (want_all or want_last):
-            spans = one_by_one(spans, cache.patch.asking_tokens)
+        if want_all or want_last:
+            spans = one_by_one(spans, cache.asking_tokens(total, cache.ledger.padding or padding or [0]))
         replay = cache.method.replays and phase == "prefill" and (first_call or len(spans) > 1)
         tail = tokens[:, T - question :]
         for index, (start, stop) in enumerate(spans):

@@ -43,6 +43,7 @@ NARROW = {
         "rebuilt_tokens": 3,
         "sink_tokens": 2,
         "recent_tokens": 5,
+        "asking_tokens": 4,
         "controller": ShortKeys(watched_layers=2, query_tokens=4, pool_tokens=3),
     },
     "block_sparse": {"pattern": "a_shape", "block_tokens": 4, "sink_tokens": 4, "window_tokens": 8},

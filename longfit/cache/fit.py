@@ -140,10 +140,13 @@ class FitCache(Cache):
             self.ledger.padding = list(padding or [0] * batch)
             self.ledger.base = [0] * batch
             self.rows = batch
-        in_step = [min(max(p - self.seen, 0), columns) for p in self.ledger.padding]
-        self.step.__dict__.update(Step(padding=in_step, **step).__dict__)
-        again = self.step.again or [[] for _ in in_step]
-        in_step[:] = [n + self.step.again_columns - len(row) for n, row in zip(in_step, again, strict=True)]
+        self.step.__dict__.update(Step(**step).__dict__)
+        again, in_front = self.step.again or [[]] * self.rows, self.step.again_columns
+        in_step = [
+            min(max(p - self.seen, 0), columns - in_front) + in_front - len(row)
+            for p, row in zip(self.ledger.padding, again, strict=True)
+        ]
+        self.step.padding = in_step
         self.rebuilt_tokens += sum(len(row) for row in again)
         if self.ledger.packed:
             self._renumber(columns)
@@ -158,6 +161,16 @@ class FitCache(Cache):
         if self.step.phase == "decode":
             self._make_room()
         return positions
+
+    def asking_tokens(self, total: int, padding: list[int]) -> int:
+        """Tokens at the end of a prompt that are read one by one, with released ones; none where none are released.
+
+        `total` columns will have been seen then, `padding` of each row on the left.
+        """
+        if not self.releases:
+            return 0
+        fits = all(total - p <= layer.limit(p, total) for p in padding for layer in self.bounded)
+        return 0 if fits else self.patch.asking_tokens
 
     def recall(self) -> tuple[list[list[int]], Tensor]:
         """Released tokens to forward again with the next one: their positions by row and their ids [rows, most]."""

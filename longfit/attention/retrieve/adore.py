@@ -51,7 +51,7 @@ class Adore(AttentionPatch):
 
     kept_tokens: int = 1024
     rebuilt_tokens: int = 32
-    asking_tokens: int = 1
+    asking_tokens: int = 32
     sink_tokens: int = 4
     recent_tokens: int = 64
     controller: Controller = field(default_factory=ShortKeys)
