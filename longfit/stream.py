@@ -116,7 +116,7 @@ class Stream:
                 self._replay(tokens[:, start:stop], arguments, name)
             if cache.step.hold or replay:
                 cache.trim_together()
-            cache.chunks += phase == "prefill"
+            cache.chunks += phase == "prefill" and not cache.step.again_columns
             yield outputs, logits
 
     def _replay(self, chunk: Tensor, arguments: dict[str, Any], name: str) -> None:

@@ -141,7 +141,7 @@ class FitCache(Cache):
             self.ledger.base = [0] * batch
             self.rows = batch
         self.step.__dict__.update(Step(**step).__dict__)
-        again, in_front = self.step.again or [[]] * self.rows, self.step.again_columns
+        again, in_front = self.step.again or [[] for _ in self.ledger.padding], self.step.again_columns
         in_step = [
             min(max(p - self.seen, 0), columns - in_front) + in_front - len(row)
             for p, row in zip(self.ledger.padding, again, strict=True)

@@ -124,7 +124,7 @@ class Adore(AttentionPatch):
         return attended
 
     def stay(self, states: list[dict[str, Tensor]], positions: Tensor, tokens: int, limit: int) -> Tensor:
-        importance = self._importance(states, tokens)[positions]
+        importance = self._importance(states, tokens).to(positions.device)[positions]
         importance = torch.where(positions >= tokens - self.recent_tokens, CERTAIN * (positions + 1.0), importance)
         importance = importance.masked_fill(positions < self.sink_tokens, SINK)
         best = importance.topk(min(limit, positions.shape[0])).indices
@@ -134,8 +134,8 @@ class Adore(AttentionPatch):
         count = min(self.rebuilt_tokens, tokens - positions.shape[0])
         if not count:
             return positions[:0], positions[:0]
-        importance = self._importance(states, tokens).index_fill(0, positions, float("-inf"))
-        places = importance.topk(count).indices.sort().values
+        importance = self._importance(states, tokens).to(positions.device)
+        places = importance.index_fill(0, positions, float("-inf")).topk(count).indices.sort().values
         return places, states[0][IDS][0, 0, places].long()
 
     def _importance(self, states: list[dict[str, Tensor]], tokens: int) -> Tensor:
