@@ -186,6 +186,7 @@ class FitMixin:
             offloaded_bytes=cache.offloaded_bytes,
             page_hits=cache.page_hits,
             page_reads=cache.page_reads,
+            rebuilt_tokens=cache.rebuilt_tokens,
         )
 
 
@@ -235,9 +236,16 @@ def wrap(
     budget = "100%" if free else budget
     if geometry is not None and encoder is not None:
         raise InputError(f"geometry={geometry!r}: {encoder.name} places its memory itself")
+    if encoder is not None and patch is not None and patch.stores == "released":
+        raise UnsupportedFeatureError(f"{patch.name} forwards tokens again, and {encoder.name}'s slots are no tokens")
     method.bind(inner)
     if patch is not None:
         bind_patch(patch, inner)
+        if patch.stores == "released" and not isinstance(method, KeepAll):
+            raise UnsupportedFeatureError(
+                f"{patch.name} itself decides which tokens stay, the same in all layers, so no compressor works beside "
+                "it; leave the compressor out and give the budget alone"
+            )
     context = FitContext(
         method=method,
         budget=MemoryBudget.parse(budget, total=total),
