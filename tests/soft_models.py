@@ -1,6 +1,7 @@
 """Learned compressors bound to tiny models: the one list that the generic tests run over, and what they need.
 
-A method that another model encodes for (`foreign_encoder`) is not in the list; its own tests bring that model.
+A method that another model encodes for (`foreign_encoder`) or that needs a question (`query_aware`) is not in the list;
+its own tests bring them.
 """
 
 from functools import cache
@@ -14,7 +15,15 @@ from tests.tiny import tiny_model
 FAMILIES = ["llama", "qwen3", "gemma3_text", "gpt_neox"]
 OPTIONS = {"ratio": 3, "segment_tokens": 9, "sink_tokens": 1, "window_tokens": 1, "rank": 2}
 # Options that fit tiny inputs, for methods whose defaults do not.
-SMALL: dict[str, dict] = {"gist": {"autoencode": True}, "nugget": {"scorer_layer": 1}}
+SMALL: dict[str, dict] = {
+    "arc": {"cut_layers": 0},
+    "cepe": {"sink_tokens": 0, "encoder_layers": 1},
+    "cramming": {"sink_tokens": 0, "steps": 3},
+    "cramming_kv": {"sink_tokens": 0, "steps": 3},
+    "gist": {"autoencode": True},
+    "lcirc": {"sink_tokens": 0},
+    "nugget": {"scorer_layer": 1},
+}
 # Further forms of a method, by the name of the test case.
 FORMS: dict[str, tuple[str, dict]] = {
     "gist coarse": ("gist", {"form": "coarse"}),
@@ -22,7 +31,9 @@ FORMS: dict[str, tuple[str, dict]] = {
     "sentinel_tokens keep_raw": ("sentinel_tokens", {"keep_raw": True}),
 }
 METHODS: dict[str, tuple[str, dict]] = {
-    name: (name, SMALL.get(name, {})) for name, method in available().items() if not method.foreign_encoder
+    name: (name, SMALL.get(name, {}))
+    for name, method in available().items()
+    if not method.foreign_encoder and not method.query_aware
 } | FORMS
 
 
