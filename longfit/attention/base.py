@@ -105,6 +105,7 @@ class AttentionPatch:
         stores: "everything"; "reachable": what no later query can attend to is dropped; or "offloaded": it goes to a
             slow tier (see `longfit.attention.offload`).
         score_names: what the patch remembers per stored entry, in fp32; see `Scene.new_scores`.
+        alike_in_chunks: tokens that are read as a chunk attend to what they would attend to one by one.
     """
 
     name: ClassVar[str] = ""
@@ -114,6 +115,7 @@ class AttentionPatch:
     extends: ClassVar[bool] = False
     stores: ClassVar[str] = "everything"
     score_names: ClassVar[tuple[str, ...]] = ()
+    alike_in_chunks: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
