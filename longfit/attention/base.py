@@ -110,6 +110,7 @@ class AttentionPatch:
             same in all layers, and which of the others are forwarded again (`stay`, `recall`); it has `asking_tokens`,
             at the end of a prompt, that are read one by one as decoded tokens are.
         score_names: what the patch remembers per stored entry, in fp32; see `Scene.new_scores`.
+        alike_in_chunks: tokens that are read as a chunk attend to what they would attend to one by one.
     """
 
     name: ClassVar[str] = ""
@@ -119,6 +120,7 @@ class AttentionPatch:
     extends: ClassVar[bool] = False
     stores: ClassVar[str] = "everything"
     score_names: ClassVar[tuple[str, ...]] = ()
+    alike_in_chunks: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

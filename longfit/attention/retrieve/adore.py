@@ -48,6 +48,7 @@ class Adore(AttentionPatch):
     source = "Zhang et al. 2024 (ADORE)"
     summary = "the same few tokens in all layers, released ones rebuilt from their ids when needed"
     stores = "released"
+    alike_in_chunks = False  # what is released comes back for one token at a time
 
     kept_tokens: int = 1024
     rebuilt_tokens: int = 32
