@@ -3,13 +3,16 @@
 import pytest
 import torch
 
+from longfit import text_encoders
 from longfit.compressors.soft import available
 from longfit.training import run
 from longfit.training.batches import collate
 from longfit.training.data import Episode
 from longfit.training.student import question_of
 from tests.soft_models import METHODS, OPTIONS
-from tests.tiny_training import loaded, recipe
+from tests.test_soft_e2llm import tiny_bert
+from tests.tiny_models_on_disk import tiny_tokenizer
+from tests.tiny_training import byte_tokenizer, loaded, recipe
 
 IDS = torch.arange(2, 98)[None]
 TRAINABLE = sorted(case for case in METHODS if not METHODS[case][0].startswith("cramming"))
@@ -44,6 +47,17 @@ def test_a_method_trains_with_its_own_losses_and_is_loaded_as_it_was_saved(tmp_p
 def test_a_query_aware_method_is_trained_for_its_questions(tmp_path):
     given = recipe(compressor={"qd_lcirc": {**options_of("lcirc"), "sink_tokens": 0}}, losses={}, steps=2)
     assert run(given, tmp_path, loaded=loaded(), quiet=True).steps == 2
+
+
+def test_a_text_encoder_of_its_own_trains_too_and_stays_frozen_where_it_should(tmp_path, monkeypatch):
+    bert = tiny_bert(max_position_embeddings=128)
+    before = {name: tensor.clone() for name, tensor in bert.state_dict().items()}
+    monkeypatch.setattr(text_encoders, "load_text_encoder", lambda name, device: (bert, tiny_tokenizer()))
+    given = recipe(compressor={"e2llm": {"encoder": "minilm-l6", "ratio": 16, "rank": 2}}, steps=2, losses={"ce": 1.0})
+    out = run(given, tmp_path, loaded=loaded(), quiet=True)
+    assert all(torch.equal(before[name], tensor) for name, tensor in bert.state_dict().items())
+    assert (out.adapter / "encoder" / "adapter_model.safetensors").is_file()
+    available()["e2llm"](adapter=str(out.adapter), tokenizer=byte_tokenizer()).bind(loaded()[0])
 
 
 def test_the_question_is_what_stands_right_before_the_answer():

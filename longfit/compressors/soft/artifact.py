@@ -283,10 +283,9 @@ def _card(record: dict[str, Any], compressor: "LearnedCompressor") -> str:
         "",
         "```python",
         "import longfit",
-        "from longfit.compressors.soft import available",
         "",
         f'model, tokenizer = longfit.load("{base["name"]}")',
-        f'compressor = available()["{compressor.name}"](adapter="FOLDER_OR_NAME").bind(model)',
+        f'longfit.wrap(model, "{compressor.name}", adapter="FOLDER_OR_NAME")',
         "```",
     ]
     if results := record.get("results"):
