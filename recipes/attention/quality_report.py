@@ -43,6 +43,7 @@ def main() -> None:
     for name in ("selectors-needle", "selectors-ruler"):
         if runs.get(name):
             text += [f"## {name}\n", score_tables(runs[name], selector_cell), ours_less_others(runs[name])]
+            text += [agreement_tables(runs[name], selector_cell)]
     if runs.get("selectors-perplexity"):
         text += ["## selectors-perplexity\n", nats_tables(runs["selectors-perplexity"], selector_cell)]
         text += [ours_less_others(runs["selectors-perplexity"])]
@@ -144,6 +145,20 @@ def score_tables(records: Sequence[Record], name: Callable[[Record], Cell]) -> s
         return f"{100 * score:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
 
     return _tables(records, name, shown, "per cent right")
+
+
+def agreement_tables(records: Sequence[Record], name: Callable[[Record], Cell]) -> str:
+    """How often the answer is full attention's own, word for word, right or wrong."""
+    full = {
+        (r["model"], r["length"], r["sample"]): r["answer"] for r in records if r["method"] == "full"
+    }  # the baseline's answer
+
+    def shown(group: Sequence[Record]) -> str:
+        same = [float(r["answer"] == full[r["model"], r["length"], r["sample"]]) for r in group]
+        share, low, high = mean_interval(same)
+        return f"{100 * share:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+    return _tables(records, name, shown, "per cent with the same answer as full attention")
 
 
 def nats_tables(records: Sequence[Record], name: Callable[[Record], Cell]) -> str:
@@ -258,7 +273,8 @@ def selectors_plot(needles: Sequence[Record], texts: Sequence[Record], folder: P
         panels[0][column].set_title(model)
         panels[1][column].set_xlabel("stored tokens attended to in a step")
         panels[0][column].set_ylim(-4, 104)
-    panels[0][0].legend(fontsize=7, frameon=False)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     canvas.savefig(folder / "selectors.png", dpi=140)
 
 
@@ -299,7 +315,8 @@ def _curves(panel: Any, records: Sequence[Record], scored: bool) -> None:
         )
     else:
         panel.axhline(0, color="#BBBBBB", linewidth=1, zorder=0)
-        panel.set_yscale("symlog", linthresh=0.05)
+        panel.set_yscale("symlog", linthresh=0.02)
+        panel.set_ylim(bottom=-0.015)
     panel.set_xscale("log", base=2)
     panel.set_xticks([int(size) for size in sizes], sizes)
 
