@@ -22,11 +22,13 @@ class Memory:
         cache: the compressed keys and values of every layer, with their positions.
         tokens_in: tokens of the context, the longest row.
         fingerprint: which model and method made it.
+        question: [B, Q] the ids that it was compressed for; None if any question may be asked.
     """
 
     cache: FitCache
     tokens_in: int
     fingerprint: dict[str, str]
+    question: Tensor | None = None
 
     @property
     def kept_tokens(self) -> float:
@@ -46,6 +48,20 @@ class Memory:
         """
         check_same(self.fingerprint, fingerprint)
         return self.cache.fork()
+
+    def check_question(self, ids: Tensor) -> None:
+        """
+        Raises:
+            InputError: the memory was compressed for another question than ids [B, T].
+        """
+        if self.question is None:
+            return
+        asked = ids.to(self.question.device)
+        if asked.shape[1] != self.question.shape[1] or not bool((asked == self.question).all()):
+            raise InputError(
+                "this memory was compressed for another question, and what that did not need is gone; compress the "
+                "document again, without question_ids for a memory that takes any question"
+            )
 
     def save(self, folder: str | os.PathLike[str], about: dict[str, Any] | None = None) -> Path:
         """Write the memory to a folder (`context.json` and a safetensors file), whole or not at all.

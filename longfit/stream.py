@@ -62,11 +62,14 @@ class Stream:
         self._clock(tokens.shape[1], time.perf_counter() - started)
         return outputs
 
-    def fill(self, arguments: dict[str, Any]) -> None:
-        """Read tokens into the cache without computing a logit."""
+    def fill(self, arguments: dict[str, Any], aside: int = 0) -> None:
+        """Read tokens into the cache without computing a logit.
+
+        The last `aside` of them are a question that may be looked at and is not stored.
+        """
         tokens, name = _tokens(arguments)
         started = time.perf_counter()
-        for _ in self._pieces(tokens, arguments, name, want_all=False, want_last=False):
+        for _ in self._pieces(tokens, arguments, name, want_all=False, want_last=False, aside=aside):
             pass
         self._clock(tokens.shape[1], time.perf_counter() - started)
 
@@ -77,7 +80,15 @@ class Stream:
         else:
             self.cache.prefill_seconds += seconds
 
-    def _pieces(self, tokens: Tensor, arguments: dict[str, Any], name: str, want_all: bool, want_last: bool = True):
+    def _pieces(
+        self,
+        tokens: Tensor,
+        arguments: dict[str, Any],
+        name: str,
+        want_all: bool,
+        want_last: bool = True,
+        aside: int = 0,
+    ):
         """Run every chunk; yields (outputs, logits or None) of each."""
         cache = self.cache
         padding = self._padding(arguments.pop("attention_mask", None), tokens)
@@ -86,8 +97,10 @@ class Stream:
         phase = "decode" if tokens.shape[1] == 1 and not first_call else "prefill"
         if self.encoder is not None and first_call:
             tokens = self._compress(self.encoder, tokens, padding or [0] * tokens.shape[0], name)
+        if aside and not cache.method.query_aware:  # the encoder has looked at it
+            tokens, aside = tokens[:, :-aside], 0
         T = tokens.shape[1]
-        total = cache.seen + T
+        total = cache.seen + T - aside
         question = cache.question_tokens if phase == "prefill" and cache.method.query_aware else 0
         cache.question_tokens = 0
         spans = chunk_spans(T - question, cache.chunk_tokens)
@@ -108,7 +121,7 @@ class Stream:
                 tokens.shape[0],
                 phase=phase,
                 total_tokens=total,
-                probe_tokens=0 if last else question,
+                probe_tokens=0 if last and not aside else question,
                 question_tokens=question,
                 hold=cache.method.replays and phase == "prefill",
                 ids=part if name == "input_ids" else None,
@@ -141,11 +154,12 @@ class Stream:
             return tokens
         if name != "input_ids":
             raise UnsupportedFeatureError(f"{encoder.name} compresses token ids; inputs_embeds have none")
-        question = tokens[:, T - cache.question_tokens :] if encoder.query_aware else None
+        asked = encoder.query_aware and cache.question_tokens
+        question = tokens[:, T - cache.question_tokens :] if asked else None
         with nullcontext() if question is None else encoder.asking(question):
             fill(encoder, cache, tokens[:, : made.context], padding, made.ratio, self._read_slots)
         if cache.encoded is not None and cache.encoded.soft is not None:
-            cache.raw_ids = tokens[:, made.context :]
+            cache.raw_ids = tokens[:, made.context : T - cache.question_tokens]
         return tokens[:, made.context :]
 
     def read_again(self, encoded: Encoded, ids: Tensor) -> None:
