@@ -1,5 +1,6 @@
 """A compressed context as an object: compress once, ask many times, keep it on disk."""
 
+import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ def fingerprint(model: Any, context: Any) -> dict[str, str]:
     }
     if context.patch is not None:
         made["attention"] = repr(context.patch)
+        if learned := context.patch.learned():
+            made["attention's learned weights"] = digest(learned)
     if encoder is not None:
         made["learned compressor"] = encoder.fingerprint()
     return made
@@ -113,8 +116,6 @@ def fingerprint(model: Any, context: Any) -> dict[str, str]:
 @torch.no_grad()
 def weights_hash(parameters: Iterable[tuple[str, Tensor]], skip: list[Any], samples: int = 16) -> str:
     """A hash of names, shapes and some evenly spaced values of every weight: fast, and other for any other training."""
-    import hashlib
-
     left_out, digest, values = {id(parameter) for parameter in skip}, hashlib.sha256(), []
     for name, parameter in sorted(parameters, key=lambda item: item[0].replace(".base_layer", "")):
         if id(parameter) in left_out:
@@ -124,3 +125,12 @@ def weights_hash(parameters: Iterable[tuple[str, Tensor]], skip: list[Any], samp
         values.append(flat[:: max(1, flat.numel() // samples)][:samples].float())
     digest.update(torch.cat(values).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """A hash of tensors by name: the same for the same names, types, shapes and bits."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        bits = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + bits.numpy().tobytes())
+    return f"sha256:{sha.hexdigest()[:16]}"

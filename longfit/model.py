@@ -186,6 +186,7 @@ class FitMixin:
             offloaded_bytes=cache.offloaded_bytes,
             page_hits=cache.page_hits,
             page_reads=cache.page_reads,
+            rebuilt_tokens=cache.rebuilt_tokens,
         )
 
 
@@ -238,6 +239,11 @@ def wrap(
     method.bind(inner)
     if patch is not None:
         bind_patch(patch, inner)
+        if patch.stores == "released" and not isinstance(method, KeepAll):
+            raise UnsupportedFeatureError(
+                f"{patch.name} itself decides which tokens stay, the same in all layers, so no compressor works beside "
+                "it; leave the compressor out and give the budget alone"
+            )
     context = FitContext(
         method=method,
         budget=MemoryBudget.parse(budget, total=total),

@@ -91,11 +91,17 @@ class Stream:
         question = cache.question_tokens if phase == "prefill" and cache.method.query_aware else 0
         cache.question_tokens = 0
         spans = chunk_spans(T - question, cache.chunk_tokens)
+        if want_all or want_last:
+            spans = one_by_one(spans, cache.asking_tokens(total, cache.ledger.padding or padding or [0]))
         replay = cache.method.replays and phase == "prefill" and (first_call or len(spans) > 1)
         tail = tokens[:, T - question :]
         for index, (start, stop) in enumerate(spans):
             last = index == len(spans) - 1
             part = torch.cat([tokens[:, start:stop], tail], 1) if question else tokens[:, start:stop]
+            again: list[list[int]] = []
+            if cache.releases and cache.seen and stop - start == 1:
+                again, ids = cache.recall()
+                part = torch.cat([ids.to(part), part], 1)
             positions = cache.begin(
                 part.shape[1],
                 padding,
@@ -106,6 +112,7 @@ class Stream:
                 question_tokens=question,
                 hold=cache.method.replays and phase == "prefill",
                 ids=part if name == "input_ids" else None,
+                again=again,
             )
             call = {**arguments, name: part, "position_ids": positions.to(part.device)}
             logits = None
@@ -113,7 +120,7 @@ class Stream:
                 if want_all or (last and want_last):
                     outputs = self.base_forward(**self._with_cache(call, part), logits_to_keep=0 if want_all else 1)
                     stored = part.shape[1] if last else stop - start
-                    logits = outputs.logits[:, :stored]
+                    logits = outputs.logits[:, cache.step.again_columns if want_all else 0 :][:, :stored]
                 else:
                     outputs = self.decoder(**self._with_cache(call, part))
             cache.end()
@@ -121,7 +128,7 @@ class Stream:
                 self._replay(tokens[:, start:stop], arguments, name)
             if cache.step.hold or replay:
                 cache.trim_together()
-            cache.chunks += phase == "prefill"
+            cache.chunks += phase == "prefill" and not cache.step.again_columns
             yield outputs, logits
 
     def _compress(self, encoder: LearnedCompressor, tokens: Tensor, padding: list[int], name: str) -> Tensor:
@@ -246,6 +253,13 @@ def chunk_spans(tokens: int, chunk_tokens: int) -> list[tuple[int, int]]:
     they would be cut alone; the first chunk takes the remainder."""
     stops = list(range(tokens, 0, -chunk_tokens))[::-1] or [0]
     return list(zip([0, *stops[:-1]], stops, strict=True))
+
+
+def one_by_one(spans: list[tuple[int, int]], tokens: int) -> list[tuple[int, int]]:
+    """The same chunks, with up to the last `tokens` tokens of the last one in a forward each."""
+    *before, (start, stop) = spans
+    first = max(start, stop - tokens)
+    return [*before, *([(start, first)] if first > start else []), *((at, at + 1) for at in range(first, stop))]
 
 
 def _is_one(keep: Any) -> bool:

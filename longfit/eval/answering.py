@@ -178,8 +178,9 @@ def target_log_probs(model: Any, prompt: Tensor, targets: Tensor, cache: Any) ->
         logits = model(torch.cat([prompt, targets[:, :-1]], 1), use_cache=False, logits_to_keep=n).logits[0]
     else:
         first = model(prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
-        # An attention that differs while decoding only is measured token by token, as it decodes.
-        step = 1 if cache.patch is not None and cache.patch.phases == ("decode",) else max(1, n - 1)
+        # An attention that does otherwise while decoding is measured token by token, as it decodes.
+        decodes = cache.patch is not None and (cache.patch.phases == ("decode",) or cache.releases)
+        step = 1 if decodes else max(1, n - 1)
         later = [
             model(targets[:, at : min(at + step, n - 1)], past_key_values=cache, use_cache=True).logits[0]
             for at in range(0, n - 1, step)
