@@ -123,7 +123,7 @@ def fingerprint(model: Any, context: Any) -> dict[str, str]:
     if context.patch is not None:
         made["attention"] = repr(context.patch)
         if learned := context.patch.learned():
-            made["attention"] += f" {digest(learned)}"
+            made["attention's learned weights"] = digest(learned)
     if encoder is not None:
         made["learned compressor"] = encoder.fingerprint()
     return made

@@ -122,10 +122,6 @@ def _taken_apart(memory: Memory) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from longfit import __version__
 
     cache, tensors = memory.cache, dict[str, Tensor]()
-    if cache.releases:
-        raise UnsupportedFeatureError(
-            f"{cache.patch.name} keeps what it released by its ids and a controller's state, which cannot be saved yet"
-        )
     facts: dict[str, Any] = {
         "format": FORMAT,
         "longfit": __version__,

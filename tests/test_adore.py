@@ -217,6 +217,16 @@ def test_a_memory_does_not_change_by_asking() -> None:
         assert all(torch.equal(layer.parts[0].state[name], t) for name, t in state.items())
 
 
+def test_a_memory_is_saved_with_ids_and_short_keys(tmp_path) -> None:
+    fitted = longfit.wrap(tiny_model("llama"), attention=narrow("adore"), chunk_tokens=16)
+    memory = fitted.compress(prompt(1, 60))
+    memory.save(tmp_path / "memory")
+    again = longfit.Memory.load(tmp_path / "memory", fitted)
+    given = [generated(fitted, prompt(1, 7), memory=each).sequences for each in (memory, again)]
+    assert torch.equal(*given)
+    assert fitted.fit_report.rebuilt_tokens > 0
+
+
 # -- what decides --------------------------------------------------------------------------------------------------
 
 

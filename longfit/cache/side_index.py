@@ -67,7 +67,7 @@ def appended(buffer: Tensor | None, new: Tensor, n: int) -> Tensor:
     """The buffer [B, G, capacity, ...] with `new` [B, G, m, ...] behind its first `n` entries, in place or grown."""
     end = n + new.shape[2]
     if buffer is None or end > buffer.shape[2]:
-        grown = new.new_empty(*new.shape[:2], end + max(GROWTH_SLOTS, end // GROWTH), *new.shape[3:])
+        grown = new.new_zeros(*new.shape[:2], end + max(GROWTH_SLOTS, end // GROWTH), *new.shape[3:])
         if buffer is not None:
             grown[:, :, :n] = buffer[:, :, :n]
         buffer = grown
