@@ -6,7 +6,6 @@ Answers and tables go to stdout, progress and errors to stderr. Heavy imports wa
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,11 +122,12 @@ def plan(
     """Does an input fit, and what would be kept? Reads the model's configuration, never its weights."""
     from longfit.planning import planned
 
+    parts = _setup(model, dtype, compressor, None, option, budget, total, chunk_tokens).parts()
     made = planned(
         model,
         tokens,
-        _method(compressor, option),
-        budget=_budget(budget, total),
+        parts["compressor"],
+        budget=parts["budget"],
         batch_size=batch,
         chunk_tokens=chunk_tokens,
         dtype=dtype,
@@ -368,24 +368,6 @@ def report(
     print(f"written: {', '.join(str(file) for file in made.files)}", file=sys.stderr)
 
 
-def _method(name: str, options: list[str] | None) -> Any:
-    """The compressor `name` with its `key=value` options."""
-    from longfit.compressors import get
-
-    return _made(get, name, options)
-
-
-def _made(get: Callable[..., Any], name: str, options: list[str] | None) -> Any:
-    from longfit.errors import InputError
-
-    try:
-        return get(name, **_options(options))
-    except (TypeError, ValueError) as error:
-        if _exit_code(error) is not None:
-            raise
-        raise InputError(f"{name} cannot take {', '.join(options or [])}: {error}") from error
-
-
 def _options(options: list[str] | None) -> dict[str, Any]:
     """`key=value` pairs; a value that is JSON (a number, say) is read as such."""
     from longfit.errors import InputError
@@ -400,13 +382,6 @@ def _options(options: list[str] | None) -> dict[str, Any]:
         except json.JSONDecodeError:
             given[key] = value
     return given
-
-
-def _budget(budget: str | None, total: str | None) -> Any:
-    """The memory budget, a quarter of the cache where none is given."""
-    from longfit.budget import MemoryBudget
-
-    return MemoryBudget.parse(DEFAULT_BUDGET if budget is None and total is None else budget, total=total)
 
 
 def _setup(

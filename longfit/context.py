@@ -91,10 +91,11 @@ class FitContext:
         return math.ceil(grown) + 4 * len(self.patch.score_names)
 
     def _workspace(self, chunk: int, kept: int) -> int:
-        """Bytes of scoring one row; a method that replays also holds the untrimmed chunk in every layer."""
+        """Bytes of scoring one row; where all layers are trimmed together, each also holds the untrimmed chunk."""
         shape, method = self.shape, self.method
         scoring = method.score_workspace(shape.query_heads, shape.kv_heads, shape.key_dim, chunk, kept)
-        held = entry_bytes(shape, method.entry_state_bytes) * chunk * shape.full_layers if method.replays else 0
+        together = method.replays or (self.patch is not None and self.patch.stores == "released")
+        held = entry_bytes(shape, method.entry_state_bytes) * chunk * shape.full_layers if together else 0
         attending = 0
         if self.patch is not None:
             sizes = shape.kv_heads, shape.query_heads, shape.key_dim, shape.dtype_bytes
@@ -122,6 +123,11 @@ class FitContext:
         packed = self._packed(tokens + new_tokens, window)
         if self.encoder is not None:
             self._check_encoder(self.encoder, tokens + new_tokens, window)
+        if packed and self.patch is not None and self.patch.stores == "released":
+            raise UnsupportedFeatureError(
+                f"{self.patch.name} forwards tokens again at the positions that they had, and packed positions do not "
+                f'know them; give up to {window:,} tokens and geometry="original"'
+            )
         switch = switching_window(self.config)
         if switch is not None and not packed and tokens + new_tokens > switch:
             raise UnsupportedModelError(

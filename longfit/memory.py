@@ -1,5 +1,6 @@
 """A compressed context as an object: compress once, ask many times, keep it on disk."""
 
+import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ class Memory:
         cache: the compressed keys and values of every layer, with their positions.
         tokens_in: tokens of the context, the longest row.
         fingerprint: which model and method made it.
+        question: [B, Q] the ids that it was compressed for; None if any question may be asked.
     """
 
     cache: FitCache
     tokens_in: int
     fingerprint: dict[str, str]
+    question: Tensor | None = None
 
     @property
     def kept_tokens(self) -> float:
@@ -45,6 +48,20 @@ class Memory:
         """
         check_same(self.fingerprint, fingerprint)
         return self.cache.fork()
+
+    def check_question(self, ids: Tensor) -> None:
+        """
+        Raises:
+            InputError: the memory was compressed for another question than ids [B, T].
+        """
+        if self.question is None:
+            return
+        asked = ids.to(self.question.device)
+        if asked.shape[1] != self.question.shape[1] or not bool((asked == self.question).all()):
+            raise InputError(
+                "this memory was compressed for another question, and what that did not need is gone; compress the "
+                "document again, without question_ids for a memory that takes any question"
+            )
 
     def save(self, folder: str | os.PathLike[str], about: dict[str, Any] | None = None) -> Path:
         """Write the memory to a folder (`context.json` and a safetensors file), whole or not at all.
@@ -105,6 +122,8 @@ def fingerprint(model: Any, context: Any) -> dict[str, str]:
     }
     if context.patch is not None:
         made["attention"] = repr(context.patch)
+        if learned := context.patch.learned():
+            made["attention's learned weights"] = digest(learned)
     if encoder is not None:
         made["learned compressor"] = encoder.fingerprint()
     return made
@@ -113,14 +132,21 @@ def fingerprint(model: Any, context: Any) -> dict[str, str]:
 @torch.no_grad()
 def weights_hash(parameters: Iterable[tuple[str, Tensor]], skip: list[Any], samples: int = 16) -> str:
     """A hash of names, shapes and some evenly spaced values of every weight: fast, and other for any other training."""
-    import hashlib
-
-    left_out, digest, values = {id(parameter) for parameter in skip}, hashlib.sha256(), []
+    left_out, sha, values = {id(parameter) for parameter in skip}, hashlib.sha256(), []
     for name, parameter in sorted(parameters, key=lambda item: item[0].replace(".base_layer", "")):
         if id(parameter) in left_out:
             continue
-        digest.update(f"{name.replace('.base_layer', '')}{tuple(parameter.shape)}".encode())
+        sha.update(f"{name.replace('.base_layer', '')}{tuple(parameter.shape)}".encode())
         flat = parameter.detach().reshape(-1)
         values.append(flat[:: max(1, flat.numel() // samples)][:samples].float())
-    digest.update(torch.cat(values).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    sha.update(torch.cat(values).cpu().numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """A hash of tensors by name: the same for the same names, types, shapes and bits."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        bits = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + bits.numpy().tobytes())
+    return f"sha256:{sha.hexdigest()[:16]}"

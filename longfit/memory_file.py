@@ -69,7 +69,9 @@ def read(folder: Path, model: Any) -> Memory:
         cache = _put_together(facts, tensors, model)
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise MemoryFileError(f"{folder} does not hold what its {CONTEXT} says: {error}") from error
-    return Memory(cache, facts["tokens_in"], here)
+    question = tensors.get("question")
+    device = model.get_input_embeddings().weight.device
+    return Memory(cache, facts["tokens_in"], here, None if question is None else question.to(device))
 
 
 def information(folder: Path) -> dict[str, Any]:
@@ -128,6 +130,8 @@ def _taken_apart(memory: Memory) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "kept_tokens": memory.kept_tokens,
         "kv_bytes": memory.kv_bytes,
     }
+    if memory.question is not None:
+        tensors["question"] = memory.question
     if cache.encoded is not None and cache.encoded.soft is not None:
         facts["cache"] = {"slots": _encoded(cache.encoded, tensors), "rows": cache.rows}
         assert cache.raw_ids is not None

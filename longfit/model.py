@@ -94,24 +94,51 @@ class FitMixin:
             self.longfit.report = self._report(cache, meter.peak_bytes())
 
     @torch.no_grad()
-    def compress(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Memory:
-        """Read a context once, without a question, and keep what the budget allows.
+    def compress(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, question_ids: Tensor | None = None
+    ) -> Memory:
+        """Read a context once and keep what the budget allows.
 
         Args:
             input_ids: [B, T].
             attention_mask: [B, T], zeros for left padding.
+            question_ids: [B, Q] a question to choose by, for methods that look at it; it is not stored, and the memory
+                is then for `generate(question_ids, memory=memory)` only.
 
         Returns:
-            A memory for `generate(question_ids, memory=memory)`, any number of times.
+            A memory for `generate(ids, memory=memory)`, any number of times; for any question, unless one was given.
+
+        Raises:
+            UnsupportedFeatureError: a question for a method that does not look at one, or none for one that needs it.
+            BudgetError: the budget cannot be met for this batch or input.
         """
         if not self.longfit.enabled:
             raise UnsupportedFeatureError("compress() needs the wrapper; leave `model.disabled()`")
         check_ids(input_ids)
-        cache = self.longfit.new_cache(decoder_of(self), input_ids.shape[0], input_ids.shape[1])  # type: ignore[arg-type]
-        meter = PeakMeter(input_ids.device)
-        _stream(self, cache).fill({"input_ids": input_ids, "attention_mask": attention_mask})
+        B, T = input_ids.shape
+        cache = self.longfit.new_cache(decoder_of(self), B, T)  # type: ignore[arg-type]
+        meter, aside = PeakMeter(input_ids.device), 0
+        if question_ids is not None:
+            aside = self._ask_about(cache, input_ids, question_ids)
+            input_ids = torch.cat([input_ids, question_ids], 1)
+            if attention_mask is not None:
+                attention_mask = torch.nn.functional.pad(attention_mask, (0, aside), value=1)
+        _stream(self, cache).fill({"input_ids": input_ids, "attention_mask": attention_mask}, aside)
         self.longfit.report = self._report(cache, meter.peak_bytes())
-        return Memory(cache, cache.tokens_in, self._fingerprint())
+        return Memory(cache, cache.tokens_in, self._fingerprint(), question_ids)
+
+    def _ask_about(self, cache: FitCache, input_ids: Tensor, question_ids: Tensor) -> int:
+        """Tell a cache that its context is followed by a question, and how long that is."""
+        context = self.longfit
+        looks = context.method if context.encoder is None else context.encoder
+        if not (context.method.query_aware or (context.encoder is not None and context.encoder.query_aware)):
+            raise UnsupportedFeatureError(f"{looks.name} does not look at the question; compress without it")
+        if question_ids.ndim != 2 or question_ids.shape[0] != input_ids.shape[0] or not question_ids.shape[1]:
+            raise InputError(
+                f"question_ids has shape {tuple(question_ids.shape)}; expected [{input_ids.shape[0]}, tokens]"
+            )
+        cache.question_tokens, cache.question_aware = question_ids.shape[1], True
+        return int(question_ids.shape[1])
 
     def _fingerprint(self) -> dict[str, str]:
         return fingerprint(self, self.longfit)
@@ -133,6 +160,7 @@ class FitMixin:
         if memory is not None:
             if given is not None:
                 raise InputError("give either memory or past_key_values")
+            memory.check_question(ids)
             cache = memory.fork(self._fingerprint())
             if cache.rows not in (B, 1):
                 raise InputError(f"the memory has {cache.rows} rows and the question {B}")
@@ -186,6 +214,7 @@ class FitMixin:
             offloaded_bytes=cache.offloaded_bytes,
             page_hits=cache.page_hits,
             page_reads=cache.page_reads,
+            rebuilt_tokens=cache.rebuilt_tokens,
         )
 
 
@@ -235,9 +264,16 @@ def wrap(
     budget = "100%" if free else budget
     if geometry is not None and encoder is not None:
         raise InputError(f"geometry={geometry!r}: {encoder.name} places its memory itself")
+    if encoder is not None and patch is not None and patch.stores == "released":
+        raise UnsupportedFeatureError(f"{patch.name} forwards tokens again, and {encoder.name}'s slots are no tokens")
     method.bind(inner)
     if patch is not None:
         bind_patch(patch, inner)
+        if patch.stores == "released" and not isinstance(method, KeepAll):
+            raise UnsupportedFeatureError(
+                f"{patch.name} itself decides which tokens stay, the same in all layers, so no compressor works beside "
+                "it; leave the compressor out and give the budget alone"
+            )
     context = FitContext(
         method=method,
         budget=MemoryBudget.parse(budget, total=total),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from longfit.budget import MemoryBudget, ModelShape, Plan, parse_tokens
-from longfit.compressors import KVCompressor
+from longfit.compressors import KeepAll, KVCompressor, LearnedCompressor
 from longfit.context import ANY_LENGTH, FitContext
 from longfit.errors import InputError, LoadError
 from longfit.families import window_of
@@ -15,9 +15,9 @@ from longfit.shapes import count_parameters
 def planned(
     model: str,
     tokens: int | str,
-    method: KVCompressor,
+    method: KVCompressor | LearnedCompressor,
     *,
-    budget: MemoryBudget,
+    budget: MemoryBudget | None,
     batch_size: int = 1,
     chunk_tokens: int | None = None,
     dtype: str = "auto",
@@ -27,6 +27,7 @@ def planned(
     Args:
         model: as for `longfit.load`; a packaged model that is not in the cache folder yet is fetched first.
         tokens: input tokens of a row, also as "120k".
+        budget: None for a learned compressor at its own ratio.
         dtype: as for `longfit.load`.
 
     Raises:
@@ -37,8 +38,16 @@ def planned(
     if batch_size < 1 or (chunk_tokens is not None and chunk_tokens < 1):
         raise InputError(f"batch {batch_size} and chunk_tokens {chunk_tokens} have to be at least 1")
     config = configuration(model)
+    encoder = method if isinstance(method, LearnedCompressor) else None
+    if encoder is not None and budget is None:
+        raw = min(tokens, encoder.window_tokens)
+        slots = encoder.slots_for(tokens - raw) if tokens > raw else 0
+        budget = MemoryBudget(kept_tokens=slots + raw)
+    if budget is None:
+        raise InputError("a compressor that prunes needs a budget, such as 64MiB or 25%")
     context = FitContext(
-        method=method,
+        method=KeepAll() if isinstance(method, LearnedCompressor) else method,
+        encoder=encoder,
         budget=budget,
         shape=shape_of(config, dtype),
         config=config,
@@ -46,7 +55,7 @@ def planned(
         geometry=None,
         base_implementation="sdpa",
     )
-    packed = method.geometry == "packed" or tokens > window_of(config)
+    packed = encoder.packs if encoder is not None else context.method.geometry == "packed" or tokens > window_of(config)
     if context.budget.keep_ratio is None:
         # The wrapper settles the chunk before it knows where an input ends.
         context.chunk_tokens = context.plan(batch_size, ANY_LENGTH, packed).chunk_tokens

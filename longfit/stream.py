@@ -62,11 +62,14 @@ class Stream:
         self._clock(tokens.shape[1], time.perf_counter() - started)
         return outputs
 
-    def fill(self, arguments: dict[str, Any]) -> None:
-        """Read tokens into the cache without computing a logit."""
+    def fill(self, arguments: dict[str, Any], aside: int = 0) -> None:
+        """Read tokens into the cache without computing a logit.
+
+        The last `aside` of them are a question that may be looked at and is not stored.
+        """
         tokens, name = _tokens(arguments)
         started = time.perf_counter()
-        for _ in self._pieces(tokens, arguments, name, want_all=False, want_last=False):
+        for _ in self._pieces(tokens, arguments, name, want_all=False, want_last=False, aside=aside):
             pass
         self._clock(tokens.shape[1], time.perf_counter() - started)
 
@@ -77,7 +80,15 @@ class Stream:
         else:
             self.cache.prefill_seconds += seconds
 
-    def _pieces(self, tokens: Tensor, arguments: dict[str, Any], name: str, want_all: bool, want_last: bool = True):
+    def _pieces(
+        self,
+        tokens: Tensor,
+        arguments: dict[str, Any],
+        name: str,
+        want_all: bool,
+        want_last: bool = True,
+        aside: int = 0,
+    ):
         """Run every chunk; yields (outputs, logits or None) of each."""
         cache = self.cache
         padding = self._padding(arguments.pop("attention_mask", None), tokens)
@@ -86,26 +97,35 @@ class Stream:
         phase = "decode" if tokens.shape[1] == 1 and not first_call else "prefill"
         if self.encoder is not None and first_call:
             tokens = self._compress(self.encoder, tokens, padding or [0] * tokens.shape[0], name)
+        if aside and not cache.method.query_aware:  # the encoder has looked at it
+            tokens, aside = tokens[:, :-aside], 0
         T = tokens.shape[1]
-        total = cache.seen + T
+        total = cache.seen + T - aside
         question = cache.question_tokens if phase == "prefill" and cache.method.query_aware else 0
         cache.question_tokens = 0
         spans = chunk_spans(T - question, cache.chunk_tokens)
+        if want_all or want_last:
+            spans = one_by_one(spans, cache.asking_tokens(total, cache.ledger.padding or padding or [0]))
         replay = cache.method.replays and phase == "prefill" and (first_call or len(spans) > 1)
         tail = tokens[:, T - question :]
         for index, (start, stop) in enumerate(spans):
             last = index == len(spans) - 1
             part = torch.cat([tokens[:, start:stop], tail], 1) if question else tokens[:, start:stop]
+            again: list[list[int]] = []
+            if cache.releases and cache.seen and stop - start == 1:
+                again, ids = cache.recall()
+                part = torch.cat([ids.to(part), part], 1)
             positions = cache.begin(
                 part.shape[1],
                 padding,
                 tokens.shape[0],
                 phase=phase,
                 total_tokens=total,
-                probe_tokens=0 if last else question,
+                probe_tokens=0 if last and not aside else question,
                 question_tokens=question,
                 hold=cache.method.replays and phase == "prefill",
                 ids=part if name == "input_ids" else None,
+                again=again,
             )
             call = {**arguments, name: part, "position_ids": positions.to(part.device)}
             logits = None
@@ -113,7 +133,7 @@ class Stream:
                 if want_all or (last and want_last):
                     outputs = self.base_forward(**self._with_cache(call, part), logits_to_keep=0 if want_all else 1)
                     stored = part.shape[1] if last else stop - start
-                    logits = outputs.logits[:, :stored]
+                    logits = outputs.logits[:, cache.step.again_columns if want_all else 0 :][:, :stored]
                 else:
                     outputs = self.decoder(**self._with_cache(call, part))
             cache.end()
@@ -121,7 +141,7 @@ class Stream:
                 self._replay(tokens[:, start:stop], arguments, name)
             if cache.step.hold or replay:
                 cache.trim_together()
-            cache.chunks += phase == "prefill"
+            cache.chunks += phase == "prefill" and not cache.step.again_columns
             yield outputs, logits
 
     def _compress(self, encoder: LearnedCompressor, tokens: Tensor, padding: list[int], name: str) -> Tensor:
@@ -134,11 +154,12 @@ class Stream:
             return tokens
         if name != "input_ids":
             raise UnsupportedFeatureError(f"{encoder.name} compresses token ids; inputs_embeds have none")
-        question = tokens[:, T - cache.question_tokens :] if encoder.query_aware else None
+        asked = encoder.query_aware and cache.question_tokens
+        question = tokens[:, T - cache.question_tokens :] if asked else None
         with nullcontext() if question is None else encoder.asking(question):
             fill(encoder, cache, tokens[:, : made.context], padding, made.ratio, self._read_slots)
         if cache.encoded is not None and cache.encoded.soft is not None:
-            cache.raw_ids = tokens[:, made.context :]
+            cache.raw_ids = tokens[:, made.context : T - cache.question_tokens]
         return tokens[:, made.context :]
 
     def read_again(self, encoded: Encoded, ids: Tensor) -> None:
@@ -247,6 +268,13 @@ def chunk_spans(tokens: int, chunk_tokens: int) -> list[tuple[int, int]]:
     they would be cut alone; the first chunk takes the remainder."""
     stops = list(range(tokens, 0, -chunk_tokens))[::-1] or [0]
     return list(zip([0, *stops[:-1]], stops, strict=True))
+
+
+def one_by_one(spans: list[tuple[int, int]], tokens: int) -> list[tuple[int, int]]:
+    """The same chunks, with up to the last `tokens` tokens of the last one in a forward each."""
+    *before, (start, stop) = spans
+    first = max(start, stop - tokens)
+    return [*before, *([(start, first)] if first > start else []), *((at, at + 1) for at in range(first, stop))]
 
 
 def _is_one(keep: Any) -> bool:

@@ -5,6 +5,7 @@ approximations are full attention only where they have nothing to approximate: a
 """
 
 from longfit.attention import AttentionPatch, get
+from longfit.attention.controller import ShortKeys
 
 SLOW = {
     "sink_tokens": 2,
@@ -15,6 +16,7 @@ SLOW = {
     "query_tokens": 6,
 }
 WIDE = {
+    "adore": {"kept_tokens": 256},
     "block_sparse": {"pattern": "a_shape", "window_tokens": 256},
     "etc": {"window_tokens": 256, "segment_tokens": 16},
     "infini": {"segment_tokens": 256},
@@ -36,6 +38,14 @@ WIDE = {
 }
 # Of block_sparse the pattern that chooses by position: what the others estimate depends on the chunks.
 NARROW = {
+    "adore": {
+        "kept_tokens": 20,
+        "rebuilt_tokens": 3,
+        "sink_tokens": 2,
+        "recent_tokens": 5,
+        "asking_tokens": 4,
+        "controller": ShortKeys(watched_layers=2, query_tokens=4, pool_tokens=3),
+    },
     "block_sparse": {"pattern": "a_shape", "block_tokens": 4, "sink_tokens": 4, "window_tokens": 8},
     "etc": {"window_tokens": 9, "segment_tokens": 14},
     "infini": {"segment_tokens": 11, "memory_share": 0.3},
@@ -55,6 +65,8 @@ NARROW = {
     "adamas": {"top_tokens": 7, "dense_layers": 0, "thresholds": "calibrated"},
     "hadamard_topk": {"top_tokens": 7, "dense_layers": 0},
 }
+REFUSED_FAMILIES = {"adore": {"gemma3_text": "sliding window"}}  # and what the error says
+CHOOSES_ITSELF = {"adore"}  # which tokens stay: refuses compressors
 
 
 def wide(name: str) -> AttentionPatch:

@@ -9,7 +9,7 @@ import longfit
 from longfit.attention import get
 from longfit.attention.approximate.nystrom import add_queries, pseudo_inverse, query_means, stretch_tokens
 from longfit.attention.slots import segment_means
-from longfit.errors import InputError
+from longfit.errors import FingerprintError, InputError
 from tests.test_block_sparse import SCALING, scene_of, whole
 from tests.tiny import tiny_model
 
@@ -283,3 +283,18 @@ def test_slots_are_made_anew_only_when_enough_was_stored(name: str) -> None:
 def test_bad_options_are_refused_with_what_would_do(name, options, said) -> None:
     with pytest.raises(InputError, match=said):
         get(name, **options)
+
+
+def test_a_memory_made_with_other_gates_is_refused() -> None:
+    model = longfit.wrap(tiny_model("llama"), attention="infini", segment_tokens=16)
+    ids = torch.arange(3, 63)[None]
+    memory = model.compress(ids)
+    gates = model.longfit.patch.gate_parameters()
+    learned = gates.detach().clone()
+    with torch.no_grad():
+        gates[1, 2] += 0.5
+    with pytest.raises(FingerprintError, match="learned weights"):
+        model.generate(ids[:, :3], memory=memory, max_new_tokens=2)
+    with torch.no_grad():
+        gates.copy_(learned)
+    model.generate(ids[:, :3], memory=memory, max_new_tokens=2)

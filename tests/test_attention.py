@@ -5,13 +5,15 @@ import torch
 
 import longfit
 from longfit.attention import available
-from longfit.errors import BudgetError, InputError, UnknownNameError, UnsupportedModelError
+from longfit.errors import BudgetError, InputError, UnknownNameError, UnsupportedFeatureError, UnsupportedModelError
 from tests.methods import METHODS
-from tests.patches import NARROW, WIDE, narrow, wide
+from tests.patches import CHOOSES_ITSELF, NARROW, REFUSED_FAMILIES, WIDE, narrow, wide
 from tests.tiny import tiny_model
 
 PATCHES = sorted(available())
 FAMILIES = ["llama", "qwen3", "gemma3_text", "gpt_neox"]  # GQA, normalised keys, hybrid layers, MHA
+PAIRS = [(name, family) for name in PATCHES for family in FAMILIES if family not in REFUSED_FAMILIES.get(name, {})]
+REFUSED = [(name, *refused) for name, families in REFUSED_FAMILIES.items() for refused in families.items()]
 
 
 def prompt(rows: int = 1, tokens: int = 60) -> torch.Tensor:
@@ -27,9 +29,14 @@ def test_every_patch_is_in_the_lists() -> None:
     assert set(WIDE) == set(NARROW) == set(PATCHES)
 
 
+@pytest.mark.parametrize(("name", "family", "reason"), REFUSED)
+def test_what_a_patch_cannot_work_with_is_refused(name: str, family: str, reason: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason):
+        longfit.wrap(tiny_model(family), attention=wide(name))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", PATCHES)
+@pytest.mark.parametrize(("name", "family"), PAIRS)
 def test_where_everything_is_in_sight_it_is_full_attention(name: str, family: str, dtype: torch.dtype) -> None:
     model, ids = tiny_model(family, dtype), prompt(2)
     expected = generated(model, ids)
@@ -42,8 +49,7 @@ def test_where_everything_is_in_sight_it_is_full_attention(name: str, family: st
         assert torch.equal(given.sequences, expected.sequences)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", PATCHES)
+@pytest.mark.parametrize(("name", "family"), PAIRS)
 def test_a_padded_row_is_the_row_alone(name: str, family: str) -> None:
     model = longfit.wrap(tiny_model(family), attention=narrow(name), chunk_tokens=16)
     ids = prompt(2)
@@ -71,6 +77,10 @@ def test_something_is_out_of_sight_and_disabled_is_the_base_model(name: str) -> 
 @pytest.mark.parametrize("name", PATCHES)
 def test_with_a_compressor_the_budget_holds(name: str, method: str) -> None:
     compressor = METHODS[method]()
+    if name in CHOOSES_ITSELF:
+        with pytest.raises(UnsupportedFeatureError, match="compressor"):
+            longfit.wrap(tiny_model("llama"), compressor, attention=narrow(name))
+        return
     fitted = longfit.wrap(tiny_model("llama"), compressor, budget="40 tokens", attention=narrow(name), chunk_tokens=16)
     generated(fitted, prompt(1, 90))
     assert 0 < fitted.fit_report.kept_tokens <= 40

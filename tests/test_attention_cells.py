@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from longfit.attention import available, get
 from longfit.errors import InputError, UnknownNameError
 from longfit.eval import records, sweep
 from longfit.eval.answering import likelihood, wrapped
@@ -36,6 +37,17 @@ def test_cells_have_names_sizes_and_options() -> None:
     assert not cells["snapkv(window=16)-50%-agnostic+topk(dense_layers=0)"].attends_alone
     assert cells["sliding_window-16read-agnostic"].prefills_alone
     assert not cells["topk(dense_layers=0)-16read-agnostic"].prefills_alone
+
+
+@pytest.mark.parametrize("read_tokens", [256, 512, 1024])
+def test_a_size_in_tokens_read_is_one_that_the_patch_takes(read_tokens: int) -> None:
+    for name, kind in available().items():
+        try:
+            options = kind.reading(read_tokens)
+        except InputError as error:
+            assert "has no size in tokens read" in str(error)
+            continue
+        get(name, **options)
 
 
 def test_bad_cells_are_refused() -> None:

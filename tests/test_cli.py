@@ -96,7 +96,9 @@ def test_ask_reads_standard_input_and_reports_on_stderr(tiny):
     assert "SnapKV" in result.stderr and "SnapKV" not in result.stdout
 
 
-@pytest.mark.parametrize("how", [[], ["-c", "strided_kv", "--option", "ratio=3"], ["-a", "sliding_window"]])
+@pytest.mark.parametrize(
+    "how", [[], ["-c", "strided_kv", "--option", "ratio=3"], ["-a", "sliding_window", "--option", "window_tokens=64"]]
+)
 def test_a_document_is_compressed_once_and_asked_again_and_exported(tiny, log, tmp_path, how):
     folder = str(tmp_path / "log.ctx")
     made = runner.invoke(app, ["compress", log, "-o", folder, "-m", tiny, "--json", *how])

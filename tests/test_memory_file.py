@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import longfit
-from longfit.errors import FingerprintError, InputError, MemoryFileError
+from longfit.compressors import get
+from longfit.errors import FingerprintError, InputError, MemoryFileError, UnsupportedFeatureError
 from longfit.memory_file import CONTEXT
 from tests.methods import METHODS
 from tests.test_learned_wrapper import CASES, learned, prompt
@@ -50,6 +51,54 @@ def test_packed_padded_and_bfloat16(tmp_path):
     ids, mask = prompt(2, 60), torch.ones(2, 60, dtype=torch.long)
     mask[0, :9] = 0
     answers_alike(model, model.compress(ids, mask), tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", ["snapkv", "finch", "tova"])
+def test_a_memory_for_one_question_keeps_it_and_refuses_others(name, tmp_path):
+    model = longfit.wrap(tiny_model("llama"), METHODS[name](), budget="20 tokens", chunk_tokens=16)
+    document, question = prompt(1, 60), prompt(1, 6, 3)
+    memory = model.compress(document, question_ids=question)
+    assert memory.tokens_in == 60 and memory.kept_tokens == 20 and model.fit_report.question_aware
+    plain = model.compress(document)
+    assert plain.question is None
+    memory.save(tmp_path / "m")
+    loaded = longfit.Memory.load(tmp_path / "m", model)
+    fresh = model.generate(question, memory=memory, **HOW)
+    assert torch.equal(fresh, model.generate(question, memory=loaded, **HOW))
+    for kept in (memory, loaded):
+        with pytest.raises(InputError, match="another question"):
+            model.generate(prompt(1, 6, 4), memory=kept, **HOW)
+
+
+def test_the_question_decides_what_a_memory_keeps():
+    model = longfit.wrap(tiny_model("llama"), METHODS["finch"](), budget="12 tokens", chunk_tokens=16)
+    kept = [
+        model.compress(prompt(1, 60), question_ids=prompt(1, 6, seed)).cache.bounded[0].parts[0].store.positions
+        for seed in (3, 4, 3)
+    ]
+    assert torch.equal(kept[0], kept[2]) and not torch.equal(kept[0], kept[1])
+
+
+def test_methods_that_do_not_look_at_a_question_refuse_one():
+    for method in (METHODS["knorm"](), learned("strided_kv")):
+        model = longfit.wrap(tiny_model("llama"), method, budget="40 tokens")
+        with pytest.raises(UnsupportedFeatureError, match="does not look"):
+            model.compress(prompt(1, 60), question_ids=prompt(1, 6, 3))
+
+
+def test_qd_lcirc_compresses_for_one_question():
+    options = {"segment_tokens": 12, "window_tokens": 4, "sink_tokens": 0, "adapter": "untrained", "ratio": 3}
+    model = longfit.wrap(tiny_model("llama"), get("qd_lcirc", **options))
+    question = prompt(1, 6, 3)
+    memory = model.compress(prompt(1, 60), question_ids=question)
+    assert memory.tokens_in == 60
+    out = model.generate(question, memory=memory, **HOW)
+    whole = model.generate(torch.cat([prompt(1, 60), question], 1), question_tokens=6, **HOW)
+    assert torch.equal(out[:, 6:], whole[:, 66:])
+    with pytest.raises(InputError, match="another question"):
+        model.generate(prompt(1, 6, 4), memory=memory, **HOW)
+    with pytest.raises(InputError, match="question"):
+        model.compress(prompt(1, 60))
 
 
 def test_saving_again_replaces_the_old_memory_and_leaves_nothing_behind(tmp_path):

@@ -93,9 +93,9 @@ class TestMemory:
         encoded = compressor.compress(words(2, 20))
         sources = encoded.row(0).sources
         assert (sources[:, 0] < sources[:, 1]).all() and sources.min() == 0 and sources.max() == 20
-        if compressor.packs:
+        if compressor.packs and compressor.memory != "cross":
             assert encoded.next_position == encoded.slots
-        else:
+        elif compressor.memory == "kv":
             assert encoded.next_position == encoded.tokens_in
         for kind, entries in zip(compressor.backbone.types, encoded.layers or (), strict=False):
             positions = entries.positions
@@ -131,6 +131,8 @@ class TestMemory:
     @torch.no_grad()
     def test_the_sink_stays_raw(self, case, family):
         compressor, ids = bound(case, family), words(1, 20)
+        if not compressor.sink_tokens:
+            pytest.skip("it keeps no sinks")
         encoded, backbone = compressor.compress(ids), compressor.backbone
         if encoded.soft is not None:
             assert torch.equal(encoded.soft[:, :1], backbone.embed(ids[:, :1]))
@@ -145,6 +147,8 @@ class TestMemory:
         if hasattr(compressor, "detach_every"):
             compressor.detach_every = 0
         own = {id(p) for group in compressor.parameters().values() for p in group}
+        if not own:
+            pytest.skip("nothing trains")
         for parameter in compressor.backbone.model.parameters():
             parameter.requires_grad_(id(parameter) in own)
         encoded = compressor.compress(ids)
@@ -222,6 +226,8 @@ class TestReading:
         compressor, ids, asked = bound(case, "llama"), words(2, 20), words(2, 6, 1)
         model, plain = compressor.backbone.model, tiny_model("llama")
         own = [p for group in compressor.parameters().values() for p in group]
+        if not own:
+            pytest.skip("nothing trains")
         model.requires_grad_(False)
         optimiser, losses = torch.optim.Adam([p.requires_grad_() for p in own], lr=0.01), []
         for _ in range(6):

@@ -41,6 +41,8 @@ class Scene:
         layer, layers: place of this layer among all layers of the model, and their number.
         rotate: moves vectors [B, N, S, D] by [B, N, S] rotary positions; None for models without RoPE.
         ids: [B, Q] the new tokens' ids; None where the model was given embeddings.
+        again: [R] ascending positions of the first R of the Q tokens, which are not new but were released before and
+            are forwarded again; None where there are none. `first` is that of the token behind them.
         probe_tokens: how many of the new tokens, at the end, attend but are never stored.
         packed: the geometry, see `Ledger`.
         read_bytes: bytes of stored keys, values and indexes that the patch read; it counts them itself.
@@ -62,6 +64,7 @@ class Scene:
     layers: int
     rotate: Callable[[Tensor, Tensor], Tensor] | None = None
     ids: Tensor | None = None
+    again: Tensor | None = None
     probe_tokens: int = 0
     packed: bool = False
     read_bytes: int = field(default=0)
@@ -102,9 +105,12 @@ class AttentionPatch:
         phases: where it differs from full attention: "prefill", "decode" or both.
         extends: no query is ever compared with a key farther away than the model was trained for, so that inputs past
             the model's window keep their original positions.
-        stores: "everything"; "reachable": what no later query can attend to is dropped; or "offloaded": it goes to a
-            slow tier (see `longfit.attention.offload`).
+        stores: "everything"; "reachable": what no later query can attend to is dropped; "offloaded": it goes to a
+            slow tier (see `longfit.attention.offload`); or "released": the patch itself says which tokens stay, the
+            same in all layers, and which of the others are forwarded again (`stay`, `recall`); it has `asking_tokens`,
+            at the end of a prompt, that are read one by one as decoded tokens are.
         score_names: what the patch remembers per stored entry, in fp32; see `Scene.new_scores`.
+        alike_in_chunks: tokens that are read as a chunk attend to what they would attend to one by one.
     """
 
     name: ClassVar[str] = ""
@@ -114,6 +120,7 @@ class AttentionPatch:
     extends: ClassVar[bool] = False
     stores: ClassVar[str] = "everything"
     score_names: ClassVar[tuple[str, ...]] = ()
+    alike_in_chunks: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -146,6 +153,22 @@ class AttentionPatch:
     ) -> Tensor | None:
         """The same for a patch whose choice is not by position alone: `state` is what it wrote to `part.state`."""
         return self.reachable(positions, seen, layer, layers)
+
+    def stay(self, states: list[dict[str, Tensor]], positions: Tensor, tokens: int, limit: int) -> Tensor:
+        """Which `limit` of the stored tokens of a row stay, where the patch releases: indices into `positions` [n], in
+        ascending order of position. `states` are the row's, layer by layer: what the patch wrote to `part.state`;
+        `tokens` have been seen.
+        """
+        raise NotImplementedError
+
+    def recall(self, states: list[dict[str, Tensor]], positions: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+        """Released tokens of a row that are forwarded again together with its next one, while `positions` [n] are
+        stored: their positions [R], ascending, and their ids [R]."""
+        raise NotImplementedError
+
+    def learned(self) -> dict[str, Tensor]:
+        """Tensors by name that training changes, besides the options: a memory made with other values is refused."""
+        return {}
 
     def bind(self, model: Any) -> None:
         """Called once when a model is wrapped, for what the patch needs of it or cannot work with.

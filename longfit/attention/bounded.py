@@ -16,7 +16,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from longfit.attention.base import Scene
-from longfit.cache import HANDLE, BoundedLayer, Look
+from longfit.cache import HANDLE, BoundedLayer, Look, Step
 from longfit.errors import UnsupportedFeatureError, UnsupportedModelError
 
 # transformers takes names that contain "flash" for a request to import flash-attn.
@@ -126,6 +126,7 @@ def attend_bounded(
                 layers=layer.depth[1],
                 rotate=None if layer.rotary is None else layer.rotary.rotate,
                 ids=None if step.ids is None else step.ids[part.rows, span],
+                again=_again(step, part.rows.start, query.device),
                 probe_tokens=step.probe_tokens,
                 packed=layer.ledger.packed,
             )
@@ -141,6 +142,10 @@ def attend_bounded(
     layer.finish(looks, scaling)
     assert out is not None
     return out
+
+
+def _again(step: Step, row: int, device: torch.device) -> Tensor | None:
+    return torch.tensor(step.again[row], device=device) if step.again and step.again[row] else None
 
 
 def base_function(module: nn.Module, backend: str) -> Callable[..., tuple[Tensor, Tensor | None]]:

@@ -38,6 +38,7 @@ class OffloadingPatch(AttentionPatch):
     """
 
     stores = "offloaded"
+    alike_in_chunks = False  # a block of queries chooses pages together
     index_dims: ClassVar[int] = 1  # index vectors of a page, in keys per key/value head
 
     sink_tokens: int = 128

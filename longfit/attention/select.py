@@ -24,6 +24,7 @@ class SelectingPatch(AttentionPatch):
     """
 
     phases = ("decode",)
+    alike_in_chunks = False
 
     top_tokens: int = 128
     dense_layers: int = 2

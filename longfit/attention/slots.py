@@ -29,6 +29,7 @@ class SlotPatch(AttentionPatch):
     """
 
     phases: ClassVar[tuple[str, ...]] = ("decode",)
+    alike_in_chunks: ClassVar[bool] = False
 
     slots: int = 256
     sink_tokens: int = 4

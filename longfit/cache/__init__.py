@@ -7,18 +7,20 @@ from longfit.cache.part import Part
 from longfit.cache.place import Memo, Placed, place, stand_for
 from longfit.cache.rotary import Rotary
 from longfit.cache.side_by_side import SideBySide
-from longfit.cache.side_index import GROWTH, Rows, SideIndex
+from longfit.cache.side_index import GROWTH, GROWTH_SLOTS, Rows, SideIndex, appended
 from longfit.cache.sliding import SlidingLayer
 from longfit.cache.slow_file import Shelf, shelf_for
 from longfit.cache.slow_tier import SlowTier
 from longfit.cache.step import Step
 from longfit.cache.store import Store, take
-from longfit.cache.trim import SCORE, SINK
+from longfit.cache.trim import CERTAIN, SCORE, SINK
 from longfit.cache.view import View
 
 __all__ = [
+    "CERTAIN",
     "FULL",
     "GROWTH",
+    "GROWTH_SLOTS",
     "HANDLE",
     "SCORE",
     "SINK",
@@ -40,6 +42,7 @@ __all__ = [
     "Step",
     "Store",
     "View",
+    "appended",
     "layer_types",
     "place",
     "shelf_for",

@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache, get_layer_types_and_kwargs
 from longfit.cache.layer import BoundedLayer
 from longfit.cache.ledger import Ledger
 from longfit.cache.part import Part
+from longfit.cache.release import recall, release
 from longfit.cache.rotary import Rotary
 from longfit.cache.sliding import SlidingLayer
 from longfit.cache.slow_tier import SlowTier
@@ -54,7 +55,7 @@ class FitCache(Cache):
         full = types.count(FULL)
         self.config, self.step, self.ledger, self.method = config, Step(), ledger, method
         self.max_positions, self.patch = max_positions, patch
-        self.rows = self.columns = self.chunks = self.new_tokens = self.question_tokens = 0
+        self.rows = self.columns = self.chunks = self.new_tokens = self.question_tokens = self.rebuilt_tokens = 0
         self.chunk_tokens = 1
         self.question_aware = False
         self.encoded: Any = None
@@ -123,6 +124,11 @@ class FitCache(Cache):
         return [part.tier for layer in self.bounded for part in layer.parts if part.tier is not None]
 
     @property
+    def releases(self) -> bool:
+        """All layers drop the same tokens, which may be forwarded again (see `longfit.cache.release`)."""
+        return self.patch is not None and self.patch.stores == "released"
+
+    @property
     def score_seconds(self) -> float:
         return sum(layer.score_seconds for layer in self.bounded)
 
@@ -132,7 +138,7 @@ class FitCache(Cache):
         """Set the step of the next forward and give its rotary positions [B, columns].
 
         Args:
-            columns: tokens of the forward, probes included.
+            columns: tokens of the forward, probes and tokens that come again included.
             padding: for each row its left padding columns; only read by the first forward.
             batch: rows of the forward.
             step: fields of `Step`.
@@ -141,20 +147,45 @@ class FitCache(Cache):
             self.ledger.padding = list(padding or [0] * batch)
             self.ledger.base = [0] * batch
             self.rows = batch
-        in_step = [min(max(p - self.seen, 0), columns) for p in self.ledger.padding]
-        self.step.__dict__.update(Step(padding=in_step, **step).__dict__)
+        self.step.__dict__.update(Step(**step).__dict__)
+        again, in_front = self.step.again or [[] for _ in self.ledger.padding], self.step.again_columns
+        in_step = [
+            min(max(p - self.seen, 0), columns - in_front) + in_front - len(row)
+            for p, row in zip(self.ledger.padding, again, strict=True)
+        ]
+        self.step.padding = in_step
+        self.rebuilt_tokens += sum(len(row) for row in again)
         if self.ledger.packed:
             self._renumber(columns)
         else:
             self.ledger.base = [max(self.seen - p, 0) for p in self.ledger.padding]
-        offsets = torch.arange(columns)[None] - torch.tensor(in_step)[:, None]
+        fresh = torch.tensor([start + len(row) for start, row in zip(in_step, again, strict=True)])
+        offsets = torch.arange(columns)[None] - fresh[:, None]
         self.columns = columns
         positions = offsets.clamp(min=0) + torch.tensor(self.ledger.base)[:, None]
+        for places, start, row in zip(positions, in_step, again, strict=True):
+            places[start : start + len(row)] = torch.tensor(row, dtype=places.dtype)
         if self.step.phase == "decode":
             self._make_room()
         return positions
 
+    def asking_tokens(self, total: int, padding: list[int]) -> int:
+        """Tokens at the end of a prompt that are read one by one, with released ones; none where none are released.
+
+        `total` columns will have been seen then, `padding` of each row on the left.
+        """
+        if not self.releases:
+            return 0
+        fits = all(total - p <= layer.limit(p, total) for p in padding for layer in self.bounded)
+        return 0 if fits else self.patch.asking_tokens
+
+    def recall(self) -> tuple[list[list[int]], Tensor]:
+        """Released tokens to forward again with the next one: their positions by row and their ids [rows, most]."""
+        return recall(self)
+
     def _make_room(self) -> None:
+        if self.releases:
+            return
         if self.method.replays:
             kept = self.ledger.kept_limit(self.seen)
             self.trim_together(self.seen + 1, reserve=max(1, kept // 64))
@@ -163,8 +194,10 @@ class FitCache(Cache):
             layer.make_room()
 
     def end(self) -> None:
-        """After a forward: its token ids go; in the packed geometry, the next token's rotary position moves on."""
+        """After a forward: its token ids go, and so does what a patch releases; packed positions move on."""
         self.step.ids = None
+        if self.releases:
+            release(self)
         if self.ledger.packed:
             stored = self.columns - self.step.probe_tokens
             self.ledger.base = [

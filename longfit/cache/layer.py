@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from longfit.cache.hand_over import hand_over, room_beside_pages
 from longfit.cache.ledger import ANGLE, Ledger
 from longfit.cache.part import Part
 from longfit.cache.rotary import Rotary
@@ -15,7 +16,7 @@ from longfit.cache.step import Step
 from longfit.cache.store import Store
 from longfit.cache.trim import SCORE, score, trim
 from longfit.cache.view import View
-from longfit.errors import BudgetError, BudgetExceededError, UnsupportedFeatureError
+from longfit.errors import BudgetExceededError, UnsupportedFeatureError
 
 HANDLE = "_longfit_layer"
 INFINITY = float("inf")
@@ -70,7 +71,7 @@ class BoundedLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         B, G = key_states.shape[:2]
         padding = self.ledger.padding or [0] * B
-        apart = self.ledger.apart or len(set(padding)) > 1 or self.method.ragged or self.offloads
+        apart = self.ledger.apart or len(set(padding)) > 1 or self.method.ragged or self.rows_apart
         rows = [slice(b, b + 1) for b in range(B)] if apart else [slice(0, B)]
         heads = [slice(g, g + 1) for g in range(G)] if self.method.ragged else [slice(0, G)]
         self.parts = [Part(r, h, padding[r.start]) for r in rows for h in heads]
@@ -127,7 +128,7 @@ class BoundedLayer(CacheLayerMixin):
         return max((part.rows.stop for part in self.parts), default=0)
 
     def _select_rows(self, sources: list[int]) -> None:
-        if len(self.parts) == 1 and not self.offloads:
+        if len(self.parts) == 1 and not self.rows_apart:
             self.parts = [self.parts[0].select_rows(torch.tensor(sources), slice(0, len(sources)))]
             return
         by_row: dict[int, list[Part]] = {}
@@ -171,14 +172,8 @@ class BoundedLayer(CacheLayerMixin):
         most = self.patch.most_kept(*self.depth)
         if not self.offloads:
             return min(limit, most)
-        beside = self.patch.brought_tokens
-        room = limit if self.ledger.keep_ratio == 1.0 else limit - beside
-        if room < self.method.min_tokens:
-            raise BudgetError(
-                f"the budget holds {limit:,} tokens a layer on the fast side; {beside:,} of them are pages brought in "
-                f"by {self.patch.name}, and {self.method.min_tokens:,} have to stay; raise the budget or bring in less"
-            )
-        return min(room, most - beside)
+        whole = self.ledger.keep_ratio == 1.0
+        return room_beside_pages(limit, most, self.patch, whole, self.method.min_tokens)
 
     # -- the work of one forward ----------------------------------------------------------------------------------
 
@@ -219,7 +214,7 @@ class BoundedLayer(CacheLayerMixin):
         keys, values = self.chunk
         self.chunk, self.scaling = None, scaling
         step, Q = self.step, keys.shape[2]
-        self.seen += Q - step.probe_tokens
+        self.seen += Q - step.probe_tokens - step.again_columns
         by_part = {id(part): look for part, look in zip(self.parts, looks, strict=True)}
         for row in self._by_row():
             span = step.span(row[0].rows.start, Q)
@@ -228,24 +223,25 @@ class BoundedLayer(CacheLayerMixin):
                 continue
             limit = self._row_limit(row, self.seen)
             own = [(keys[p.rows, p.heads, span], values[p.rows, p.heads, span]) for p in row]
-            first = self.seen - row[0].padding - real
-            positions = torch.arange(first, first + own[0][0].shape[2], dtype=torch.int32, device=keys.device)
+            again = len(step.again[row[0].rows.start]) if step.again else 0
+            first = self.seen - row[0].padding - real + again
+            positions = step.places(row[0].rows.start, first, own[0][0].shape[2], keys.device)
             candidates = [
                 self._take_in(part, *new, positions[:real], limit // len(row), by_part[id(part)].scores)
                 for part, new in zip(row, own, strict=True)
             ]
             for part in row:
                 self._remember(part, by_part[id(part)].queries, positions)
-            crowded = sum(store.n for store in candidates) > limit and not self.method.replays
-            scored = self.method.persists and step.phase == "prefill" and not self.method.replays
+            crowded = sum(store.n for store in candidates) > limit and not self.trims_together
+            scored = self.method.persists and step.phase == "prefill" and not self.trims_together
             views = []
             if self.method.observes or crowded or scored:
                 for part, candidate, (new_keys, _) in zip(row, candidates, own, strict=True):
                     views.append(
                         self._look(part, candidate, new_keys, by_part[id(part)], positions, real, limit // len(row))
                     )
-            if self.method.replays:
-                continue  # the whole cache is trimmed together, see FitCache.trim_together
+            if self.trims_together:
+                continue
             if crowded:
                 self._trim(row, candidates, views, limit // len(row), 0)
             else:
@@ -276,7 +272,7 @@ class BoundedLayer(CacheLayerMixin):
         resting, angles = self._at_rest(part, keys[:, :, :real])
         given = {name: t[:, :, :real] for name, t in scores.items()}
         new = (resting, values[:, :, :real], positions, {SCORE: INFINITY, ANGLE: angles, **given})
-        if step.hold or self.method.replays or part.store.n + real <= max(limit, part.store.capacity):
+        if step.hold or self.trims_together or part.store.n + real <= max(limit, part.store.capacity):
             part.store.append(*new, limit)
             return part.store
         return part.store.extended(*new)
@@ -370,20 +366,21 @@ class BoundedLayer(CacheLayerMixin):
         """What leaves goes to a slow tier."""
         return self.patch is not None and self.patch.stores == "offloaded"
 
+    @property
+    def rows_apart(self) -> bool:
+        """Every row is a part of its own, whether padded or not."""
+        return self.patch is not None and self.patch.stores in ("offloaded", "released")
+
+    @property
+    def trims_together(self) -> bool:
+        """The layer waits until all layers are trimmed: see `FitCache.trim_together` and `longfit.cache.release`."""
+        return self.method.replays or (self.patch is not None and self.patch.stores == "released")
+
     def keep(self, part: Part, candidate: Store, indices: Tensor, capacity: int) -> None:
         """Leave the part the candidates at `indices` [B, G, N]; the others go to the slow tier, if there is one."""
         if self.offloads and indices.shape[-1] < candidate.n:
-            self._release(part, candidate.without(indices), self.patch)
+            hand_over(part, candidate.without(indices), self.patch, self.ledger, self.rotary)
         part.store = candidate.selected(indices, capacity)
-
-    def _release(self, part: Part, entries: Store, patch: Any) -> None:
-        if self.rotary is not None and patch.limits_distance(self.ledger.packed):
-            entries.keys = self.rotary.rotate(entries.keys, -self.ledger.angles(entries))
-        if part.tier is None:
-            if self.ledger.shelf is None:
-                self.ledger.shelf = patch.shelf(entries.keys.device)
-            part.tier = patch.tier(self.ledger.shelf)
-        patch.release(part.tier, entries)
 
     def unreachable(self, positions: Tensor, seen: int, state: dict[str, Tensor]) -> Tensor | None:
         """Which of the candidates at `positions` [B, G, S] no later query may attend to, if any.

@@ -59,14 +59,20 @@ class Rows:
 
     def append(self, new: Tensor) -> None:
         """Add [B, G, m, ...] at the end."""
-        end = self.n + new.shape[2]
-        if end > self.buffer.shape[2]:
-            capacity = end + max(GROWTH_SLOTS, end // GROWTH)
-            grown = self.buffer.new_empty(*self.buffer.shape[:2], capacity, *self.buffer.shape[3:])
-            grown[:, :, : self.n] = self.used
-            self.buffer = grown
-        self.buffer[:, :, self.n : end] = new
-        self.n = end
+        self.buffer = appended(self.buffer, new, self.n)
+        self.n += new.shape[2]
+
+
+def appended(buffer: Tensor | None, new: Tensor, n: int) -> Tensor:
+    """The buffer [B, G, capacity, ...] with `new` [B, G, m, ...] behind its first `n` entries, in place or grown."""
+    end = n + new.shape[2]
+    if buffer is None or end > buffer.shape[2]:
+        grown = new.new_zeros(*new.shape[:2], end + max(GROWTH_SLOTS, end // GROWTH), *new.shape[3:])
+        if buffer is not None:
+            grown[:, :, :n] = buffer[:, :, :n]
+        buffer = grown
+    buffer[:, :, n:end] = new
+    return buffer
 
 
 def pack_bits(codes: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -21,6 +22,8 @@ class Step:
         hold: store the chunk untrimmed; the whole cache is trimmed together afterwards.
         replayed_tokens: size of the chunk that this forward's probes replay; 0 when they do not.
         ids: [B, columns] token ids of this forward, padding included; None where embeddings came in.
+        again: for each row, ascending positions of tokens at the front of this forward that were released before and
+            are forwarded again; empty if there are none.
     """
 
     phase: str = "prefill"
@@ -32,6 +35,18 @@ class Step:
     hold: bool = False
     replayed_tokens: int = 0
     ids: Tensor | None = None
+    again: list[list[int]] = field(default_factory=list)
+
+    @property
+    def again_columns(self) -> int:
+        """Columns at the front of this forward that are no new ones."""
+        return max((len(row) for row in self.again), default=0)
+
+    def places(self, row: int, first: int, columns: int, device: torch.device) -> Tensor:
+        """Positions [columns] of the tokens of `row` in this forward, the first new one at `first`."""
+        again = torch.tensor(self.again[row] if self.again else [], dtype=torch.int32, device=device)
+        new = torch.arange(first, first + columns - again.shape[0], dtype=torch.int32, device=device)
+        return torch.cat([again, new])
 
     def span(self, row: int, columns: int) -> slice:
         """The columns of this forward that are tokens of `row`."""

@@ -21,6 +21,8 @@ from longfit.meter import PeakMeter
 from longfit.model import model_shape, unwrap, wrap
 from longfit.units import MemoryBudget
 
+TARGET_CHUNK = 1024  # target tokens that a bounded cache reads at once
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -178,14 +180,18 @@ def target_log_probs(model: Any, prompt: Tensor, targets: Tensor, cache: Any) ->
         logits = model(torch.cat([prompt, targets[:, :-1]], 1), use_cache=False, logits_to_keep=n).logits[0]
     else:
         first = model(prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
-        # An attention that differs while decoding only is measured token by token, as it decodes.
-        step = 1 if cache.patch is not None and cache.patch.phases == ("decode",) else max(1, n - 1)
+        step = 1 if decodes_apart(cache) else TARGET_CHUNK
         later = [
             model(targets[:, at : min(at + step, n - 1)], past_key_values=cache, use_cache=True).logits[0]
             for at in range(0, n - 1, step)
         ]
         logits = torch.cat([first, *later])
     return logits.float().log_softmax(-1)
+
+
+def decodes_apart(cache: Any) -> bool:
+    """Whether the cache's attention is to be measured token by token, since a chunk would show another one."""
+    return cache.patch is not None and not cache.patch.alike_in_chunks
 
 
 def record(task: Task, sample: Sample, cell: Cell, outcome: Outcome) -> dict[str, Any]:

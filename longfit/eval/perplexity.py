@@ -158,7 +158,9 @@ def opening_tokens(tokenizer: Any) -> tuple[int, ...]:
     return ()
 
 
+_BOOKS = Source(("text/books", "books", "."), "*.txt", BOOKS)
 TASKS = {
-    "books": PerplexityTask("books", Source(("text/books", "books", "."), "*.txt", BOOKS)),
+    "books": PerplexityTask("books", _BOOKS),
+    "books_long": PerplexityTask("books_long", _BOOKS, 4096),
     "wikitext": PerplexityTask("wikitext", Source(("text/wiki", "wiki", "."), "wikitext*.jsonl", WIKITEXT)),
 }

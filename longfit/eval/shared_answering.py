@@ -11,13 +11,21 @@ from torch import Tensor
 from longfit.cache import FitCache
 from longfit.compressors import KeepAll, KVCompressor, get
 from longfit.errors import UnsupportedFeatureError
-from longfit.eval.answering import Reader, check_question, kept_record, likelihood, read_per_token, record
+from longfit.eval.answering import (
+    Reader,
+    check_question,
+    decodes_apart,
+    kept_record,
+    likelihood,
+    read_per_token,
+    record,
+)
 from longfit.eval.cells import Cell
 from longfit.eval.measures import Held, Outcome, check_kept
 from longfit.eval.sample import Sample
 from longfit.eval.shared import Recording, recording
 from longfit.eval.task import Task
-from longfit.eval.together import generate_together
+from longfit.eval.together import generate_together, likelihoods_together
 from longfit.model import bind_patch, unwrap, wrap
 
 
@@ -96,7 +104,11 @@ def _outcomes(
     fitted = wrap(reader.model, "knorm", budget="100%")
     try:
         if sample.target_ids:
-            yield from [likelihood(reader, sample, trimmed.cache) for trimmed in ready]
+            apart = [trimmed.cache for trimmed in ready if decodes_apart(trimmed.cache)]
+            stepped = iter(likelihoods_together(reader, sample, apart))
+            for trimmed in ready:
+                alone = not decodes_apart(trimmed.cache)
+                yield likelihood(reader, sample, trimmed.cache) if alone else next(stepped)
             return
         caches = [trimmed.cache for trimmed in ready]
         if aware:

@@ -1,4 +1,4 @@
-"""Greedy answers of several caches at once: the rows of one batch, each with its own method and budget."""
+"""Answers and likelihoods of several caches at once: rows of one batch, each with its own method and budget."""
 
 import torch
 from torch import Tensor
@@ -52,6 +52,24 @@ def _batch(
                 tokens.append([token])
         live, given = going, torch.tensor(tokens, device=prompt.device)
     return [Outcome(text, new_tokens=len(answer)) for text, answer in zip(texts, answers, strict=True)]
+
+
+@torch.no_grad()
+def likelihoods_together(reader: Reader, sample: Sample, caches: list[FitCache]) -> list[Outcome]:
+    """What `answering.likelihood` gives for each cache alone, the targets fed token by token as a decoder feeds them.
+
+    The model has to be wrapped (any method: the caches bring their own).
+    """
+    outcomes: list[Outcome] = []
+    targets = reader.tensor(sample.target_ids)[0]
+    for start in range(0, len(caches), ROWS):
+        batch, given, nll = caches[start : start + ROWS], reader.tensor(sample.question_ids), []
+        for target in targets:
+            scores = _forward(reader, batch, given.expand(len(batch), -1)).float().log_softmax(-1)
+            nll.append(-scores[:, target])
+            given = target.view(1, 1)
+        outcomes += [Outcome("", row) for row in torch.stack(nll, 1).tolist()]
+    return outcomes
 
 
 def _forward(reader: Reader, caches: list[FitCache], ids: Tensor) -> Tensor:

@@ -88,6 +88,9 @@ class Infini(AttentionPatch):
             )
         return self._beta
 
+    def learned(self) -> dict[str, Tensor]:
+        return {"gates": self._beta} if self._beta is not None and self.gate == "sigmoid" else {}
+
     def layer_bytes(self, tokens: int, kv_heads: int, query_heads: int, key_dim: int, dtype_bytes: int) -> int:
         return 4 * kv_heads * key_dim * (key_dim + 1)
 

@@ -53,6 +53,7 @@ class BlockSparse(AttentionPatch):
     source = "Jiang et al. 2024 (MInference), Xu et al. 2025 (XAttention)"
     summary = "prefill over few blocks: A-shape, vertical-slash or top blocks; decoding is full"
     phases = ("prefill",)
+    alike_in_chunks = False  # a chunk is prefill, one token is not
 
     pattern: str = "block_topk"
     block_tokens: int = 64

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,10 @@ class Ltri(OffloadingPatch):
         super().__post_init__()
         self._at_least(1, min_span_tokens=self.min_span_tokens)
         self._at_least(0, recent_blocks=self.recent_blocks)
+
+    @classmethod
+    def reading(cls, read_tokens: int) -> dict[str, Any]:
+        return super().reading(read_tokens) | {"top_blocks": 3, "recent_blocks": 1}
 
     @property
     def asked_blocks(self) -> int:
