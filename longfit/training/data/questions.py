@@ -9,7 +9,7 @@ from typing import Any
 
 from longfit.errors import DataError, InputError
 from longfit.training.data.documents import Document, split_of, tokens_of
-from longfit.training.data.episode import ANSWER, EVAL, TRAIN, Builder, Episode
+from longfit.training.data.episode import ANSWER, EVAL, TEXT, TRAIN, Builder, Episode
 
 FILES = {"squad": "squad.json", "hotpotqa": "hotpotqa.json"}
 TRIES = 200
@@ -55,13 +55,13 @@ class Questions:
     def episode(self, rng: random.Random, context_tokens: int, target_tokens: int, split: str, step: int) -> Episode:
         for _ in range(TRIES):
             question = rng.choice(self.questions[split])
-            gold = self._gold(question, context_tokens)
+            gold, end = self._gold(question, context_tokens), tokens_of(self.tokenizer, "\n")
             built = Builder().add(tokens_of(self.tokenizer, f"\nQuestion: {question.text}\nAnswer:"), 0.0)
-            answer = tokens_of(self.tokenizer, f" {question.answer}\n")
-            if gold is None or len(built.ids) + len(answer) > target_tokens:
+            answer = tokens_of(self.tokenizer, f" {question.answer}")
+            if gold is None or len(built.ids) + len(answer) + len(end) > target_tokens:
                 continue
             context = self._among(rng, gold, context_tokens, split)
-            built.add(answer, ANSWER, True)
+            built.add(answer, ANSWER, True).add(end, TEXT)
             return built.episode(context, self.kind, self.paragraphs[question.gold[0]].name)
         raise InputError(
             f"no {self.kind} question fits context_tokens={context_tokens} and target_tokens={target_tokens}; "
