@@ -270,7 +270,7 @@ def _lengths(record: dict[str, Any]) -> list[str]:
         return []
     longest = max(tokens for _, tokens in given) if isinstance(given, list) else given
     return [
-        f"- trained on contexts of up to {longest} tokens; longer ones are cut into segments, untested unless below"
+        f"- trained on contexts of up to {longest} tokens; longer ones are untested unless below"
     ]
 
 
