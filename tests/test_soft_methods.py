@@ -252,4 +252,4 @@ def test_attention_that_takes_no_masks_is_refused():
     model = tiny_model("llama")
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(UnsupportedFeatureError, match="sdpa"):
-        available()["gist"]().bind(model)
+        available()["gist"](adapter="untrained").bind(model)

@@ -171,6 +171,8 @@ def nats_tables(records: Sequence[Record], name: Callable[[Record], Cell]) -> st
         if group[0]["method"] == "full":
             return f"{sum(r['score'] for r in group) / len(group):.3f} nats"
         gaps = [r["score"] - full[r["model"], r["length"], r["sample"]] for r in group]
+        if len(gaps) == 1:
+            return f"{gaps[0]:+.3f}"
         low, high = bootstrap_mean(gaps)
         return f"{sum(gaps) / len(gaps):+.3f} [{low:+.3f}, {high:+.3f}]"
 
