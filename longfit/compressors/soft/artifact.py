@@ -269,9 +269,7 @@ def _lengths(record: dict[str, Any]) -> list[str]:
     if given is None:
         return []
     longest = max(tokens for _, tokens in given) if isinstance(given, list) else given
-    return [
-        f"- trained on contexts of up to {longest} tokens; longer ones are untested unless below"
-    ]
+    return [f"- trained on contexts of up to {longest} tokens; longer ones are untested unless below"]
 
 
 def _card(record: dict[str, Any], compressor: "LearnedCompressor") -> str:
