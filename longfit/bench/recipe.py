@@ -5,11 +5,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from longfit.bench.kvpress_worker import PRESSES
 from longfit.errors import InputError
 from longfit.units import parse_tokens
+from longfit.yaml_file import read_mapping
 
 MEASURES = ("time", "memory")
 STATISTICS = ("median", "min")
@@ -96,14 +95,7 @@ def read_recipe(path: str | Path) -> Recipe:
     Raises `InputError`, naming the field and what would work.
     """
     path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the recipe {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a mapping of fields such as model, systems and lengths")
+    content = read_mapping(path)
     return check_recipe(content, str(path))
 
 

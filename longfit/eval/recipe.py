@@ -4,10 +4,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from longfit.errors import InputError
 from longfit.eval.cells import Cell, expand
+from longfit.yaml_file import read_mapping
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Recipe:
         if isinstance(source, Recipe):
             return source
         if not isinstance(source, dict):
-            source = _file(Path(source))
+            source = read_mapping(Path(source))
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(source) - known):
             raise InputError(f"unknown recipe key {', '.join(unknown)}; known: {', '.join(sorted(known))}")
@@ -82,15 +81,3 @@ class Recipe:
         from longfit.eval.suites import get_task, tasks_of
 
         return [get_task(self.suite, name).name for name in self.tasks] or list(tasks_of(self.suite))
-
-
-def _file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"recipe {str(path)!r} does not exist")
-    try:
-        source = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {str(path)!r} is not YAML: {error}") from error
-    if not isinstance(source, dict):
-        raise InputError(f"recipe {str(path)!r} is not a YAML mapping")
-    return source

@@ -4,12 +4,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from longfit.compressors.soft import LearnedCompressor, available
 from longfit.errors import InputError
 from longfit.training.schedules import points
 from longfit.training.student import LossOptions
+from longfit.yaml_file import read_mapping
 
 # What may differ when a run goes on: how long, and what is written and shown.
 FREE = (
@@ -120,7 +119,7 @@ class Recipe:
         """
         if isinstance(source, Recipe):
             return source
-        given = source if isinstance(source, dict) else _file(Path(source))
+        given = source if isinstance(source, dict) else read_mapping(Path(source))
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(given) - known):
             raise InputError(f"unknown recipe key {', '.join(unknown)}; known: {', '.join(sorted(known))}")
@@ -206,15 +205,3 @@ def _options(kind: Any, given: dict[str, Any], name: str) -> Any:
     except TypeError as error:
         known = ", ".join(f.name for f in fields(kind))
         raise InputError(f"{name} of the recipe: {error}; known: {known}") from error
-
-
-def _file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"recipe {str(path)!r} does not exist")
-    try:
-        source = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {str(path)!r} is not YAML: {error}") from error
-    if not isinstance(source, dict):
-        raise InputError(f"recipe {str(path)!r} is not a YAML mapping")
-    return source
