@@ -96,10 +96,12 @@ def _root(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="compressors, attention, models, recipes or tasks")] = "compressors",
+    what: Annotated[
+        str, typer.Argument(help="compressors, attention, adapters, models, recipes or tasks")
+    ] = "compressors",
     as_json: Json = False,
 ) -> None:
-    """What there is: compressors, attention patches, models, recipes or tasks."""
+    """What there is: compressors, attention patches, adapters, models, recipes or tasks."""
     from longfit.listing import blocks, listing
 
     rows = listing(what)

@@ -8,7 +8,7 @@ from longfit.errors import UnknownNameError
 
 
 def listing(what: str) -> list[dict[str, Any]]:
-    """One mapping of facts per compressor, attention patch, model, recipe or task.
+    """One mapping of facts per compressor, attention patch, adapter, model, recipe or task.
 
     Raises:
         UnknownNameError: there is no such list.
@@ -21,6 +21,10 @@ def listing(what: str) -> list[dict[str, Any]]:
         from longfit.attention import available as patches
 
         return [_patch_facts(name, patch) for name, patch in patches().items()]
+    if what == "adapters":
+        from longfit.compressors.soft.artifact import find, shipped_names
+
+        return [_adapter_facts(name, find(name).facts) for name in shipped_names()]
     if what == "models":
         from longfit.packaged import PACKAGED_MODELS, is_cached
 
@@ -38,7 +42,9 @@ def listing(what: str) -> list[dict[str, Any]]:
             for suite in SUITES
             for name, task in tasks_of(suite).items()
         ]
-    raise UnknownNameError(f"there is no list of {what!r}; there are compressors, attention, models, recipes and tasks")
+    raise UnknownNameError(
+        f"there is no list of {what!r}; there are compressors, attention, adapters, models, recipes and tasks"
+    )
 
 
 def _facts(method: Any) -> dict[str, Any]:
@@ -79,6 +85,15 @@ def _patch_facts(name: str, patch: Any) -> dict[str, Any]:
         "past_the_window": patch.extends,
         "options": {name: value if _plain(value) else repr(value) for name, value in options.items()},
         "source": patch.source,
+    }
+
+
+def _adapter_facts(name: str, facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "summary": f"trained weights of {facts['method']} for {facts['base']['name']}",
+        "ratios": [str(ratio) for ratio in facts["trained_ratios"]],
+        "steps": facts["steps"],
     }
 
 
