@@ -96,6 +96,13 @@ def test_ask_reads_standard_input_and_reports_on_stderr(tiny):
     assert "SnapKV" in result.stderr and "SnapKV" not in result.stdout
 
 
+def test_list_of_adapters_names_what_wrap_takes():
+    from longfit.compressors.soft.artifact import shipped_names
+
+    rows = json.loads(runner.invoke(app, ["list", "adapters", "--json"]).stdout)
+    assert [row["name"] for row in rows] == shipped_names() and rows[0]["ratios"] == ["4"]
+
+
 @pytest.mark.parametrize(
     "how", [[], ["-c", "strided_kv", "--option", "ratio=3"], ["-a", "sliding_window", "--option", "window_tokens=64"]]
 )
