@@ -52,7 +52,7 @@ def test_list_of_models_recipes_and_nonsense():
     listed = json.loads(runner.invoke(app, ["list", "attention", "--json"]).stdout)
     assert {"topk", "sliding_window"} <= {row["name"] for row in listed}
     assert "phases prefill+decode; stores reachable" in runner.invoke(app, ["list", "attention"]).stdout
-    assert "compressors, attention, models, recipes and tasks" in refused("list", "modles")
+    assert "compressors, attention, adapters, models, recipes and tasks" in refused("list", "modles")
 
 
 def test_plan_needs_no_weights(tiny, tmp_path):
