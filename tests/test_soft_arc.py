@@ -237,7 +237,9 @@ def test_options_name_the_encoder_and_mistakes_are_told():
 @torch.no_grad()
 def test_a_real_encoder_serves_two_real_readers(smollm2, gemma3):
     (small, letters), (gemma, pieces) = smollm2, gemma3
-    first = available()["arc"](encoder="smollm2-135m", tokenizer=letters, ratio=4, rank=4).bind(small)
+    first = available()["arc"](encoder="smollm2-135m", tokenizer=letters, ratio=4, rank=4, adapter="untrained").bind(
+        small
+    )
     second = first.for_reader(gemma, pieces, train_encoder=False)
     assert first.kept_layers == 28 and first.source_tokenizer is None and second.source_tokenizer is pieces
     text = "The harbour town woke slowly under a pale grey sky while the fishermen mended their nets."

@@ -196,7 +196,7 @@ def test_the_packaged_encoder_tells_meanings_apart():
 def test_the_packaged_encoder_serves_a_real_reader(smollm2):
     model, tokenizer = smollm2
     try:
-        method = available()["e2llm"](tokenizer=tokenizer, ratio=20).bind(model)
+        method = available()["e2llm"](tokenizer=tokenizer, ratio=20, adapter="untrained").bind(model)
     except LoadError as error:
         if "could not download" in str(error):
             pytest.skip("minilm-l6 is not in the cache and cannot be downloaded here")
