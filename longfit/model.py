@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longfit import attention as attentions
 from longfit.attention import NAMES, AttentionPatch
 from longfit.budget import MemoryBudget, ModelShape
 from longfit.cache import FULL, FitCache, layer_types
 from longfit.calls import check_ids, prompt_of, refuse, setting
-from longfit.compressors import Encoded, KeepAll, KVCompressor, LearnedCompressor, get
+from longfit.choosing import compressors_of, patch_of
+from longfit.compressors import Encoded, KeepAll, KVCompressor
 from longfit.context import FitContext
 from longfit.errors import InputError, LongfitError, UnsupportedFeatureError, UnsupportedModelError
 from longfit.families import TESTED, base_implementation, check, decoder_of, same_as_base, text_config
@@ -258,8 +258,8 @@ def wrap(
     if chunk_tokens is not None and chunk_tokens < 1:
         raise InputError(f"chunk_tokens={chunk_tokens}; it has to be at least 1")
     # Copies: bound to this model, whatever else they are used for.
-    patch = None if attention is None else copy.copy(_patch(attention, options if compressor is None else {}))
-    encoder, method = _methods("snapkv" if compressor is None and patch is None else compressor, options)
+    patch = None if attention is None else copy.copy(patch_of(attention, options if compressor is None else {}))
+    encoder, method = compressors_of("snapkv" if compressor is None and patch is None else compressor, options)
     free = isinstance(method, KeepAll) and not budget and not total
     budget = "100%" if free else budget
     if geometry is not None and encoder is not None:
@@ -382,57 +382,11 @@ def _bind(base: type, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     return bound
 
 
-def _methods(compressor: Any, options: dict[str, Any]) -> tuple[LearnedCompressor | None, KVCompressor]:
-    """What makes a memory of the context, if anything, and what trims the cache: copies, to be bound to one model.
-
-    Raises:
-        InputError, UnknownNameError: not a compressor.
-        UnsupportedFeatureError: a pipeline in an order that does not work.
-    """
-    steps = compressor if isinstance(compressor, list) else [] if compressor is None else [compressor]
-    made = [copy.copy(_step(step, options if len(steps) == 1 else {})) for step in steps]
-    if len(steps) > 1 and options:
-        raise InputError(f"options {', '.join(options)} go to the compressor objects of a pipeline")
-    learned = [step for step in made if isinstance(step, LearnedCompressor)]
-    trims = [step for step in made if isinstance(step, KVCompressor)]
-    if len(learned) > 1 or len(trims) > 1 or made != [*learned, *trims]:
-        raise UnsupportedFeatureError(
-            "a pipeline is one learned compressor and then one that trims the cache, such as ['strided_kv', 'snapkv']"
-        )
-    method = trims[0] if trims else KeepAll()
-    if learned and method.replays:
-        raise UnsupportedFeatureError(f"{method.name} reads the context again, which a learned memory has not kept")
-    return (learned[0] if learned else None), method
-
-
-def _step(compressor: Any, options: dict[str, Any]) -> Any:
-    kinds = (KVCompressor, LearnedCompressor)
-    if isinstance(compressor, str):
-        return get(compressor, **options)
-    if isinstance(compressor, type) and issubclass(compressor, kinds):
-        return compressor(**options)
-    if not isinstance(compressor, kinds):
-        raise InputError(f"a compressor is a name or a compressor object, not {type(compressor).__name__}")
-    if options:
-        raise InputError(f"options {', '.join(options)} go to the compressor object itself")
-    return compressor
-
-
 def _named(context: FitContext) -> str:
     """The compressors of a context, for its report."""
     if context.encoder is None:
         return repr(context.method)
     return repr(context.encoder) if isinstance(context.method, KeepAll) else f"{context.encoder!r}, {context.method!r}"
-
-
-def _patch(attention: str | AttentionPatch, options: dict[str, Any]) -> AttentionPatch:
-    if isinstance(attention, str):
-        return attentions.get(attention, **options)
-    if not isinstance(attention, AttentionPatch):
-        raise InputError(f"an attention is a name or an AttentionPatch, not {type(attention).__name__}")
-    if options:
-        raise InputError(f"options {', '.join(options)} go to the attention object itself")
-    return attention
 
 
 def bind_patch(patch: AttentionPatch, model: Any) -> None:

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from decode_attention import fastest
 from transformers import DynamicCache
 
 import longfit
@@ -52,19 +52,6 @@ def plain_cache(cache: FitCache) -> DynamicCache:
         store = layer.parts[0].store
         plain.update(store.keys.clone(), store.values.clone(), place)
     return plain
-
-
-def fastest(contenders: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
-    """Milliseconds of each contender's fastest turn; the first turn of each is not timed."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    best = dict.fromkeys(contenders, float("inf"))
-    for turn in range(turns + 1):
-        for name, work in contenders.items():
-            started = clock()
-            work()
-            if turn:
-                best[name] = min(best[name], (clock() - started) * 1e3)
-    return best
 
 
 @torch.inference_mode()

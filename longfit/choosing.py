@@ -1,0 +1,55 @@
+"""From what a user names to the objects that `wrap` works with: compressors, pipelines and attention patches."""
+
+import copy
+from typing import Any
+
+from longfit import attention as attentions
+from longfit.attention import AttentionPatch
+from longfit.compressors import KeepAll, KVCompressor, LearnedCompressor, get
+from longfit.errors import InputError, UnsupportedFeatureError
+
+
+def compressors_of(compressor: Any, options: dict[str, Any]) -> tuple[LearnedCompressor | None, KVCompressor]:
+    """What makes a memory of the context, if anything, and what trims the cache: copies, to be bound to one model.
+
+    Raises:
+        InputError, UnknownNameError: not a compressor.
+        UnsupportedFeatureError: a pipeline in an order that does not work.
+    """
+    steps = compressor if isinstance(compressor, list) else [] if compressor is None else [compressor]
+    made = [copy.copy(_compressor(step, options if len(steps) == 1 else {})) for step in steps]
+    if len(steps) > 1 and options:
+        raise InputError(f"options {', '.join(options)} go to the compressor objects of a pipeline")
+    learned = [step for step in made if isinstance(step, LearnedCompressor)]
+    trims = [step for step in made if isinstance(step, KVCompressor)]
+    if len(learned) > 1 or len(trims) > 1 or made != [*learned, *trims]:
+        raise UnsupportedFeatureError(
+            "a pipeline is one learned compressor and then one that trims the cache, such as ['strided_kv', 'snapkv']"
+        )
+    method = trims[0] if trims else KeepAll()
+    if learned and method.replays:
+        raise UnsupportedFeatureError(f"{method.name} reads the context again, which a learned memory has not kept")
+    return (learned[0] if learned else None), method
+
+
+def _compressor(compressor: Any, options: dict[str, Any]) -> Any:
+    kinds = (KVCompressor, LearnedCompressor)
+    if isinstance(compressor, str):
+        return get(compressor, **options)
+    if isinstance(compressor, type) and issubclass(compressor, kinds):
+        return compressor(**options)
+    if not isinstance(compressor, kinds):
+        raise InputError(f"a compressor is a name or a compressor object, not {type(compressor).__name__}")
+    if options:
+        raise InputError(f"options {', '.join(options)} go to the compressor object itself")
+    return compressor
+
+
+def patch_of(attention: str | AttentionPatch, options: dict[str, Any]) -> AttentionPatch:
+    if isinstance(attention, str):
+        return attentions.get(attention, **options)
+    if not isinstance(attention, AttentionPatch):
+        raise InputError(f"an attention is a name or an AttentionPatch, not {type(attention).__name__}")
+    if options:
+        raise InputError(f"options {', '.join(options)} go to the attention object itself")
+    return attention
