@@ -128,14 +128,14 @@ def measure(
                     logits = compressor.read(held, batch.ids)
                 else:
                     kept = {"truncation": slots, "full": batch.context.shape[1], "no_context": 0}[name]
-                    logits = _base(compressor, batch.context[:, batch.context.shape[1] - kept :], batch.ids)
-                nll, right = _scored(logits, batch.ids[:, 1:], batch.weights, batch.answers)
+                    logits = base_logits(compressor, batch.context[:, batch.context.shape[1] - kept :], batch.ids)
+                nll, right = scored(logits, batch.ids[:, 1:], batch.weights, batch.answers)
                 scores[NLL][name] += nll
                 scores[ACCURACY][name] += right
     return {metric: found for metric, found in scores.items() if found["full"]}, slots, nbytes
 
 
-def _base(compressor: LearnedCompressor, context: Tensor, ids: Tensor) -> Tensor:
+def base_logits(compressor: LearnedCompressor, context: Tensor, ids: Tensor) -> Tensor:
     """Logits [B, T - 1, V] of the base model alone."""
     backbone, n = compressor.backbone, context.shape[1]
     with compressor.lora.using(None):
@@ -144,7 +144,7 @@ def _base(compressor: LearnedCompressor, context: Tensor, ids: Tensor) -> Tensor
         return backbone.logits(hidden[:, n:-1])
 
 
-def _scored(logits: Tensor, targets: Tensor, weights: Tensor, answers: Tensor) -> tuple[list[float], list[float]]:
+def scored(logits: Tensor, targets: Tensor, weights: Tensor, answers: Tensor) -> tuple[list[float], list[float]]:
     """Of each row the mean NLL of what counts, and the share of its answers that are right (no rows without any)."""
     nll, right = -log_likelihoods(logits, targets), logits.argmax(-1) == targets
     losses, shares = [], []
@@ -173,7 +173,7 @@ def table_rows(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Row]
             mean, low, high = mean_interval(list(given[condition]))
             row: Row = {"metric": metric, "condition": condition, "mean": mean, "low": low, "high": high}
             row |= dict(
-                zip(("normalised", "normalised_low", "normalised_high"), _normalised(given, condition), strict=True)
+                zip(("normalised", "normalised_low", "normalised_high"), normalised(given, condition), strict=True)
             )
             if condition == "memory":
                 names = ("minus_truncation", "minus_truncation_low", "minus_truncation_high")
@@ -182,7 +182,7 @@ def table_rows(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Row]
     return rows
 
 
-def _normalised(
+def normalised(
     given: Mapping[str, Sequence[float]], condition: str, draws: int = 2000
 ) -> tuple[float | None, float | None, float | None]:
     """(it - no context) / (full - no context) and its percentile bootstrap; None where the context makes no gain."""

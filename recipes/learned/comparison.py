@@ -1,0 +1,267 @@
+"""Every trained method beside truncation and pruning, at equal slots and at equal bytes, on what the training measures.
+
+    python recipes/learned/comparison.py --data FOLDER -o docs/learned/comparison \
+        strided_kv=smollm2-135m-strided-kv-4x gist=runs/gist/adapter ...
+
+One condition after another reads the same episodes of documents that were never trained on: held-out lookups, held-out
+text, SQuAD questions (the answer's likelihood, and F1 of what is decoded greedily). FOLDER holds
+text/wiki/wikitext2_raw_{validation,test}.jsonl and ruler/squad.json. Scores of every sample are appended to
+samples.jsonl; started again, it goes on. comparison.md has the tables.
+
+A learned memory of M slots stands beside truncation to the last M tokens and pruning methods that keep M entries (equal
+slots: an equal cache once it is read), and beside another document's memory. Slots that are embeddings are a 20th of
+that in a file; truncation and pruning at those bytes are the conditions ending in "at soft bytes".
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import longfit
+from longfit.compressors import available_soft
+from longfit.compressors.soft import LearnedCompressor
+from longfit.eval.intervals import mean_interval, paired_difference
+from longfit.eval.longbench.metrics import qa_f1
+from longfit.model import model_shape
+from longfit.training.batches import Batch, collate, evaluation_episodes
+from longfit.training.data import Episode, sources
+from longfit.training.evaluate import normalised, scored, sets_of
+
+PRUNING: dict[str, dict[str, Any]] = {
+    "kvzip": {},
+    "snapkv": {"window": 16},
+    "expected_attention": {"future_tokens": 64},
+    "keydiff": {},
+    "streaming_llm": {},
+}
+ANSWER_TOKENS, BATCH, TARGET = 12, 8, 80
+WIKI = "text/wiki/wikitext2_raw_{}.jsonl"
+TEXTS = {"files": WIKI.format("validation"), "eval_files": WIKI.format("test")}
+SOURCES: list[dict[str, Any]] = [
+    {"kind": "lookup", "kinds": {"word": 1, "name": 1, "number": 1}, "facts": 12, "asked": 12, **TEXTS},
+    {"kind": "text", **TEXTS},
+    {"kind": "squad"},
+]
+# From contexts [B, n], and those of other documents, to a function from what follows [B, T] to its logits.
+Reads = Callable[[Tensor], Tensor]
+Condition = Callable[[Tensor, Tensor], Reads]
+
+
+def plain(model: Any, tokens: int | None) -> Condition:
+    """The base model after the last `tokens` tokens of the context; after all of them where None."""
+
+    def condition(context: Tensor, other: Tensor) -> Reads:
+        kept = context if tokens is None else context[:, context.shape[1] - tokens :]
+
+        def read(ids: Tensor) -> Tensor:
+            given = model(torch.cat([kept, ids], 1), use_cache=False)
+            return given.logits[:, kept.shape[1] : -1]
+
+        return read
+
+    return condition
+
+
+@contextmanager
+def wrapped(model: Any, method: str, tokens: int) -> Iterator[Any]:
+    """The model with a pruning method that keeps so many entries; what is asked is read in one chunk, whole."""
+    yield longfit.wrap(model, method, budget=f"{tokens} tokens", chunk_tokens=1024, **PRUNING[method])
+    longfit.unwrap(model)
+
+
+def pruned(model: Any, method: str, tokens: int) -> Condition:
+    """The model after what a pruning method keeps of the context, without a look at the question."""
+
+    def condition(context: Tensor, other: Tensor) -> Reads:
+        with wrapped(model, method, tokens):
+            memory = model.compress(context)
+
+        def read(ids: Tensor) -> Tensor:
+            with wrapped(model, method, tokens):
+                return model(input_ids=ids, past_key_values=memory.fork(memory.fingerprint)).logits[:, :-1]
+
+        return read
+
+    return condition
+
+
+@contextmanager
+def trained(model: Any, method: str, adapter: str) -> Iterator[LearnedCompressor]:
+    """A learned method with its weights; the model is itself again afterwards."""
+    compressor = available_soft()[method](adapter=adapter).bind(model)
+    try:
+        yield compressor
+    finally:
+        compressor.release()
+
+
+def learned(model: Any, method: str, adapter: str, shuffled: bool = False) -> Condition:
+    """A learned memory of the context, or of another one."""
+
+    def condition(context: Tensor, other: Tensor) -> Reads:
+        with trained(model, method, adapter) as compressor:
+            encoded = compressor.compress(other if shuffled else context)
+
+        def read(ids: Tensor) -> Tensor:
+            with trained(model, method, adapter) as compressor:
+                return compressor.read(encoded, ids)
+
+        return read
+
+    return condition
+
+
+def greedy(read: Reads, ids: Tensor, tokenizer: Any) -> str:
+    """Up to ANSWER_TOKENS tokens after ids [1, T], to the end of the line."""
+    start = ids.shape[1]
+    for _ in range(ANSWER_TOKENS):
+        padded = torch.cat([ids, ids[:, -1:]], 1)  # `read` predicts ids[:, 1:]: one more, for what follows the last
+        chosen = read(padded)[:, -1].argmax(-1, keepdim=True)
+        ids = torch.cat([ids, chosen], 1)
+        if "\n" in tokenizer.decode(chosen[0]):
+            break
+    return tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip()
+
+
+def samples(condition: Condition, episodes: list[Episode], tokenizer: Any, decode: bool) -> list[dict[str, Any]]:
+    """Scores of each episode: nll, accuracy where there are answers, f1 where something is decoded."""
+    others, rows = [*episodes[1:], episodes[0]], []
+    for start in range(0, len(episodes), BATCH):
+        batch = collate(episodes[start : start + BATCH])
+        other = collate(others[start : start + BATCH])
+        read = condition(batch.context, other.context)
+        nll, right = scored(read(batch.ids), batch.ids[:, 1:], batch.weights, batch.answers)
+        for row in range(len(nll)):
+            rows.append(dict[str, Any](nll=nll[row]) | ({"accuracy": right[row]} if right else {}))
+        if decode:
+            for row in range(len(nll)):
+                alone = condition(batch.context[row : row + 1], other.context[row : row + 1])
+                question, gold = parts(batch, row)
+                said = greedy(alone, question[None], tokenizer)
+                rows[start + row] |= {"f1": qa_f1(said, tokenizer.decode(gold)), "said": said}
+    return rows
+
+
+def parts(batch: Batch, row: int) -> tuple[Tensor, Tensor]:
+    """The question, and the ids of its answer."""
+    answer = batch.answers[row].nonzero()[:, 0] + 1
+    return batch.ids[row, : int(answer[0])], batch.ids[row, answer]
+
+
+class Log:
+    """samples.jsonl: what was scored, and what has been already."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = folder / "samples.jsonl"
+        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else []
+        self.rows = [json.loads(line) for line in lines if line.endswith("}")]
+
+    def has(self, key: dict[str, Any], n: int) -> bool:
+        found = [row for row in self.rows if key.items() <= row.items()]
+        return len(found) >= n
+
+    def add(self, key: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        made = [{**key, "sample": index, **row} for index, row in enumerate(rows)]
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in made))
+        self.rows += made
+
+
+def conditions(model: Any, adapters: dict[str, str], tokens: int) -> dict[str, Condition]:
+    """Each condition by name."""
+    probe, entry, sizes = torch.zeros(1, tokens, dtype=torch.long), model_shape(model).full_kv_bytes(1), {}
+    for name, adapter in adapters.items():
+        with trained(model, name, adapter) as compressor:
+            encoded = compressor.compress(probe)
+            sizes[name] = encoded.slots, encoded.nbytes
+    slots = max(slots for slots, _ in sizes.values())
+    few = min(nbytes for _, nbytes in sizes.values()) // entry
+    made = {"whole context": plain(model, None), "no context": plain(model, 0), "truncation": plain(model, slots)}
+    if 0 < few < slots:
+        made["truncation at soft bytes"] = plain(model, few)
+    made |= {method: pruned(model, method, slots) for method in PRUNING}
+    for name, adapter in adapters.items():
+        made[name] = learned(model, name, adapter)
+        made[f"{name}, another's"] = learned(model, name, adapter, shuffled=True)
+    print(f"{tokens} tokens: {slots} slots; " + ", ".join(f"{name} {size:,} B" for name, (_, size) in sizes.items()))
+    return made
+
+
+def table(rows: list[dict[str, Any]], tokens: int) -> str:
+    """One line a condition: each set's score, normalised where there is a gap, and less truncation, paired."""
+    sets = [("lookup/word", "accuracy"), ("lookup/name", "accuracy"), ("lookup/number", "accuracy")]
+    sets += [("text", "nll"), ("squad", "nll"), ("squad", "f1")]
+    given: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for name, metric in sets:
+            if row["tokens"] == tokens and row["set"] == name and metric in row:
+                given.setdefault(f"{name} {metric}", {}).setdefault(row["condition"], []).append(row[metric])
+    names = list(dict.fromkeys(row["condition"] for row in rows if row["tokens"] == tokens))
+    lines = [
+        f"## {tokens} tokens\n",
+        "Mean [95 %]; in brackets after it (it - no context) / (whole context - no context)\n",
+    ]
+    lines += ["| | " + " | ".join(given) + " |", "|---|" + "--:|" * len(given)]
+    lines += ["| " + " | ".join([name, *(cell(scores, name) for scores in given.values())]) + " |" for name in names]
+    lines += ["\nLess truncation to as many tokens, the same samples [95 %] (for nll below 0 is better)\n"]
+    lines += ["| | " + " | ".join(given) + " |", "|---|" + "--:|" * len(given)]
+    lines += ["| " + " | ".join([name, *(less(scores, name) for scores in given.values())]) + " |" for name in names]
+    return "\n".join(lines) + "\n"
+
+
+def cell(scores: dict[str, list[float]], name: str) -> str:
+    if name not in scores:
+        return ""
+    mean, low, high = mean_interval(scores[name])
+    shown = f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+    reference = {"full": scores["whole context"], "no_context": scores["no context"], "it": scores[name]}
+    if abs(np.mean(reference["full"]) - np.mean(reference["no_context"])) < 0.02:
+        return shown
+    value, _, _ = normalised(reference, "it")
+    return shown if value is None else f"{shown} ({value:.2f})"
+
+
+def less(scores: dict[str, list[float]], name: str) -> str:
+    if name not in scores or "truncation" not in scores or name == "truncation":
+        return ""
+    mean, low, high = paired_difference(scores[name], scores["truncation"])
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("adapters", nargs="+", help="method=folder, or a name that longfit ships")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("-n", type=int, default=32)
+    asked = parser.parse_args()
+    adapters = dict(pair.split("=", 1) for pair in asked.adapters)
+    model, tokenizer = longfit.load(asked.model, dtype=torch.bfloat16)
+    sets, log = sets_of([source for _, source in sources(SOURCES, tokenizer, asked.data)]), Log(asked.output)
+    for tokens in asked.tokens:
+        for name, condition in conditions(model, adapters, tokens).items():
+            for kind, source in sets.items():
+                key = {"tokens": tokens, "set": kind, "condition": name}
+                if log.has(key, asked.n):
+                    continue
+                episodes = evaluation_episodes(source, asked.n, tokens, TARGET)
+                log.add(key, samples(condition, episodes, tokenizer, decode=kind == "squad"))
+            print(f"{tokens} tokens, {name}: done", flush=True)
+    text = "\n".join(table(log.rows, tokens) for tokens in asked.tokens)
+    (asked.output / "comparison.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
