@@ -47,7 +47,7 @@ def main() -> None:
     if runs.get("selectors-perplexity"):
         text += ["## selectors-perplexity\n", nats_tables(runs["selectors-perplexity"], selector_cell)]
         text += [ours_less_others(runs["selectors-perplexity"])]
-    for name in ("patterns-needle", "beyond-window-needle"):
+    for name in ("patterns-needle", "patterns-ruler", "beyond-window-needle"):
         if runs.get(name):
             text += [f"## {name}\n", score_tables(runs[name], pattern_cell)]
     if runs.get("patterns-perplexity"):
