@@ -23,12 +23,14 @@ class Memory:
         tokens_in: tokens of the context, the longest row.
         fingerprint: which model and method made it.
         question: [B, Q] the ids that it was compressed for; None if any question may be asked.
+        source: the text that was read and what else belongs to it, as plain values for JSON; None if nobody said.
     """
 
     cache: FitCache
     tokens_in: int
     fingerprint: dict[str, str]
     question: Tensor | None = None
+    source: dict[str, Any] | None = None
 
     @property
     def kept_tokens(self) -> float:
@@ -64,7 +66,7 @@ class Memory:
             )
 
     def save(self, folder: str | os.PathLike[str], about: dict[str, Any] | None = None) -> Path:
-        """Write the memory to a folder (`context.json` and a safetensors file), whole or not at all.
+        """Write the memory to a folder (`context.json`, a safetensors file, the source), whole or not at all.
 
         What is saved of soft slots is the slots, not the keys and values that the model makes of them.
 

@@ -29,15 +29,23 @@ def read_text(path: str | Path) -> str:
     if str(path) == STANDARD_INPUT:
         return decode(sys.stdin.buffer.read(), "standard input")
     path = Path(path).expanduser()
+    return decode(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        InputError: no such file (near names are suggested), a folder, or unreadable.
+    """
     if path.is_dir():
-        raise InputError(f"{path} is a folder; give one text file of it")
+        raise InputError(f"{path} is a folder; give one file of it")
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}{_near(path)}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    return decode(data, str(path))
 
 
 def decode(data: bytes, name: str) -> str:
