@@ -1,7 +1,8 @@
 """Memories on disk: a folder with `context.json`, which names one safetensors file and its hash. Never pickle.
 
-The tensors are written first, under a name of their own, and `context.json` then takes the place of an older one at
-once, so that a reader finds the old memory or the new one, whole.
+Where the memory knows the text that it was made from, a JSON file beside it holds that. These files are written first,
+under names of their own, and `context.json` then takes the place of an older one at once, so that a reader finds the
+old memory or the new one, whole.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from longfit.memory import Memory, check_same
 FORMAT = 1
 CONTEXT = "context.json"
 TENSORS = re.compile(r"tensors-[0-9a-f]{32}\.safetensors")
+SOURCE = re.compile(r"source-[0-9a-f]{32}\.json")
 
 
 def write(memory: Memory, folder: Path, about: dict[str, Any]) -> Path:
@@ -36,19 +38,22 @@ def write(memory: Memory, folder: Path, about: dict[str, Any]) -> Path:
     facts, tensors = _taken_apart(memory)
     facts["about"] = about
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"tensors-{uuid.uuid4().hex}.safetensors"
-    part = folder / f"{CONTEXT}.{uuid.uuid4().hex}.part"
+    stamp = uuid.uuid4().hex
+    name, source, part = f"tensors-{stamp}.safetensors", f"source-{stamp}.json", f"{CONTEXT}.{stamp}.part"
     try:
         save_file({key: t.contiguous().cpu() for key, t in tensors.items()}, str(folder / name))
         facts |= {"tensors": name, "sha256": _sha256(folder / name)}
-        part.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        os.replace(part, folder / CONTEXT)
+        if memory.source is not None:
+            (folder / source).write_text(json.dumps(memory.source), encoding="utf-8")
+            facts |= {"source": source, "source_sha256": _sha256(folder / source)}
+        (folder / part).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        os.replace(folder / part, folder / CONTEXT)
     except BaseException:
-        for left in (folder / name, part):
-            left.unlink(missing_ok=True)
+        for left in (name, source, part):
+            (folder / left).unlink(missing_ok=True)
         raise
-    for old in folder.glob("tensors-*.safetensors"):
-        if old.name != name:
+    for old in folder.iterdir():
+        if old.name not in (name, source) and (TENSORS.fullmatch(old.name) or SOURCE.fullmatch(old.name)):
             old.unlink(missing_ok=True)
     return folder
 
@@ -60,8 +65,7 @@ def read(folder: Path, model: Any) -> Memory:
     check_same(facts["fingerprint"], here)
     file = folder / facts["tensors"]
     try:
-        if _sha256(file) != facts["sha256"]:
-            raise MemoryFileError(f"{file} was changed or cut off; compress the document again")
+        _check_hash(file, facts["sha256"])
         tensors = load_file(str(file))
     except (OSError, SafetensorError) as error:
         raise MemoryFileError(f"{file} cannot be read: {error}") from error
@@ -71,7 +75,30 @@ def read(folder: Path, model: Any) -> Memory:
         raise MemoryFileError(f"{folder} does not hold what its {CONTEXT} says: {error}") from error
     question = tensors.get("question")
     device = model.get_input_embeddings().weight.device
-    return Memory(cache, facts["tokens_in"], here, None if question is None else question.to(device))
+    question = None if question is None else question.to(device)
+    return Memory(cache, facts["tokens_in"], here, question, source_of(folder, facts))
+
+
+def source_of(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """What a memory was made from, by its facts (see `information`); None where it does not say. Needs no model.
+
+    Raises:
+        MemoryFileError: the file of it is missing, was changed or cannot be read.
+    """
+    if "source" not in facts:
+        return None
+    name = facts["source"]
+    if not isinstance(name, str) or not SOURCE.fullmatch(name):
+        raise MemoryFileError(f"{folder / CONTEXT} names {name!r}, which is not a file that longfit writes")
+    file = folder / name
+    try:
+        _check_hash(file, facts.get("source_sha256"))
+        given = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise MemoryFileError(f"{file} cannot be read: {error}") from error
+    if not isinstance(given, dict):
+        raise MemoryFileError(f"{file} does not hold what a memory was made from")
+    return given
 
 
 def information(folder: Path) -> dict[str, Any]:
@@ -113,6 +140,15 @@ def described(facts: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {key: value for key, value in shown.items() if value is not None}
 
 
+def _check_hash(file: Path, known: Any) -> None:
+    """
+    Raises:
+        MemoryFileError: the file is not what was written.
+    """
+    if _sha256(file) != known:
+        raise MemoryFileError(f"{file} was changed or cut off; compress the document again")
+
+
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -137,6 +173,8 @@ def _taken_apart(memory: Memory) -> tuple[dict[str, Any], dict[str, Tensor]]:
         assert cache.raw_ids is not None
         tensors["raw_ids"] = cache.raw_ids
         return facts, tensors
+    if cache.sources is not None and cache.encoded is None:
+        tensors["sources"] = cache.sources
     facts["cache"] = {
         "rows": cache.rows,
         "chunk_tokens": cache.chunk_tokens,
@@ -220,6 +258,7 @@ def _put_together(facts: dict[str, Any], tensors: dict[str, Tensor], model: Any)
         setattr(cache.ledger, name, value)
     if given["encoded"] is not None:
         cache.encoded = _encoded_of(given["encoded"], tensors, device)
+    cache.sources = tensors.get("sources", tensors.get("encoded.sources"))
     if len(given["layers"]) != len(cache.own_layers):
         raise ValueError(f"{len(given['layers'])} layers for a model of {len(cache.own_layers)}")
     moved = {name: t.to(device) for name, t in tensors.items()}

@@ -36,6 +36,8 @@ class FitCache(Cache):
     Attributes:
         encoded: what a learned compressor made of the context (slots and states; keys and values are in the layers
             only); None without one.
+        sources: [M, 2] or [B, M, 2] for each slot of a learned compressor the first token of the context that it stands
+            for, and the one after the last; None without one, or where rows were compressed apart.
         raw_ids: [B, T] the ids that were read raw after soft slots, from which slots can be read again.
 
     Raises:
@@ -59,6 +61,7 @@ class FitCache(Cache):
         self.chunk_tokens = 1
         self.question_aware = False
         self.encoded: Any = None
+        self.sources: Tensor | None = None
         self.raw_ids: Tensor | None = None
         self.prefill_seconds = self.decode_seconds = 0.0
         layers: list[BoundedLayer | SlidingLayer] = []
@@ -278,6 +281,8 @@ class FitCache(Cache):
         self.rows *= repeats
         if self.encoded is not None:
             self.encoded = self.encoded.repeated(repeats)
+        if self.sources is not None and self.sources.ndim == 3:
+            self.sources = self.sources.repeat_interleave(repeats, 0)
 
     def fork(self) -> "FitCache":
         """An independent copy; the method and the rotary modules are shared."""

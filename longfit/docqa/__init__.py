@@ -1,7 +1,28 @@
 """Questions about documents: reading text from files, asking, and memories that are asked again."""
 
-from longfit.docqa.asking import Answer, ask, ask_memory, compress, split_prompt
+from longfit.docqa.asking import Answer, ask, ask_memory, compress, source_of
+from longfit.docqa.citations import Citation, cite
+from longfit.docqa.document import Document, Page
+from longfit.docqa.prompt import context_of, question_ids, split_prompt
+from longfit.docqa.reading import document_of, read_document
 from longfit.docqa.setup import Setup
-from longfit.docqa.text import read_text
+from longfit.docqa.source import Source
 
-__all__ = ["Answer", "Setup", "ask", "ask_memory", "compress", "read_text", "split_prompt"]
+__all__ = [
+    "Answer",
+    "Citation",
+    "Document",
+    "Page",
+    "Setup",
+    "Source",
+    "ask",
+    "ask_memory",
+    "cite",
+    "compress",
+    "context_of",
+    "document_of",
+    "question_ids",
+    "read_document",
+    "source_of",
+    "split_prompt",
+]

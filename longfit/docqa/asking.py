@@ -1,18 +1,20 @@
-"""One question to one document, through a wrapped model."""
+"""A question to documents, or to a memory of them, through a wrapped model."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from longfit.errors import InputError
+from longfit.docqa.citations import Citation, cite
+from longfit.docqa.document import Document
+from longfit.docqa.prompt import context_of, question_ids
+from longfit.docqa.source import Source
+from longfit.errors import InputError, MemoryFileError
 from longfit.memory import Memory
 from longfit.report import FitReport
-
-# Stands for the document while a chat template is applied, to find where its text goes.
-MARK = "\u27e6document\u27e7"
-SEPARATOR = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -23,95 +25,109 @@ class Answer:
         text: the answer, special tokens left out.
         report: what was kept and spent.
         question_tokens: tokens of the prompt that come after the document.
+        citations: the passages that it rests on, best first, where they were asked for.
     """
 
     text: str
     report: FitReport
     question_tokens: int
-
-
-def split_prompt(tokenizer: Any, document: str, question: str) -> tuple[list[int], list[int]]:
-    """Token ids of the context and of what follows it; the prompt is exactly the one after the other.
-
-    The chat template is applied where the tokenizer has one: the document and then the question in one turn
-    of the user, and the header of the answer. Otherwise the two are plain text, and "Answer:" follows.
-
-    Raises:
-        InputError: the document or the question is empty.
-    """
-    if not document.strip():
-        raise InputError("the document is empty; there is nothing to ask about")
-    if not question.strip():
-        raise InputError("the question is empty")
-    before, after = "", f"{question.strip()}\nAnswer:"
-    special = True
-    if getattr(tokenizer, "chat_template", None):
-        turn = [{"role": "user", "content": f"{MARK}{SEPARATOR}{question.strip()}"}]
-        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        before, found, after = text.partition(f"{MARK}{SEPARATOR}")
-        if not found:
-            raise InputError(
-                "this tokenizer's chat template changes the text of the user's turn, so the question cannot be "
-                "told from the document"
-            )
-        special = False
-    context = tokenizer(f"{before}{document.strip()}{SEPARATOR}", add_special_tokens=special, verbose=False)
-    rest = tokenizer(after, add_special_tokens=False)
-    return list(context["input_ids"]), list(rest["input_ids"])
+    citations: tuple[Citation, ...] = ()
 
 
 @torch.no_grad()
 def ask(
     model: Any,
     tokenizer: Any,
-    document: str,
+    documents: str | Document | Sequence[Document],
     question: str,
     *,
     aware: bool = True,
     max_new_tokens: int = 64,
+    citations: int = 0,
 ) -> Answer:
-    """Ask a wrapped model a question about a document, greedily.
+    """Ask a wrapped model a question about documents, greedily.
 
     Args:
         model: a model from `longfit.wrap`.
         tokenizer: its tokenizer.
-        document, question: text.
-        aware: the question is known while the document is read, and question-aware methods look at it. If
-            False the document is compressed first, and the question comes to what was kept.
+        documents: text, or what `read_document` gave.
+        question: text.
+        aware: the question is known while the documents are read, and question-aware methods look at it. If
+            False they are compressed first, and the question comes to what was kept.
         max_new_tokens: the longest answer.
+        citations: passages to name at most.
 
     Raises:
         InputError: an empty document or question, or a chat template that hides the question.
-        BudgetError: the budget cannot be met for this document.
+        BudgetError: the budget cannot be met for these documents.
     """
-    context, rest = split_prompt(tokenizer, document, question)
-    if aware:
-        return _answer(model, tokenizer, context, rest, max_new_tokens)
-    memory = model.compress(_tensor(model, context))
-    return _answer(model, tokenizer, [], rest, max_new_tokens, memory)
+    if not aware:
+        memory = compress(model, tokenizer, documents)
+        return ask_memory(model, tokenizer, memory, question, max_new_tokens=max_new_tokens, citations=citations)
+    given = _documents(documents)
+    asked = question_ids(tokenizer, question)
+    context, _ = context_of(tokenizer, given)
+    answer = _answer(model, tokenizer, context, asked, max_new_tokens)
+    return _cited(model, tokenizer, given, question, answer, citations)
 
 
-def compress(model: Any, tokenizer: Any, document: str) -> Memory:
-    """Read a document into a memory, without a question.
+def compress(model: Any, tokenizer: Any, documents: str | Document | Sequence[Document]) -> Memory:
+    """Read documents into a memory, without a question; it remembers them.
 
     Raises:
         InputError: an empty document.
-        BudgetError: the budget cannot be met for this document.
+        BudgetError: the budget cannot be met for these documents.
     """
-    context, _ = split_prompt(tokenizer, document, "?")
-    return model.compress(_tensor(model, context))
+    context, source = context_of(tokenizer, _documents(documents))
+    memory = model.compress(_tensor(model, context))
+    return dataclasses.replace(memory, source=source.to_dict())
 
 
 @torch.no_grad()
-def ask_memory(model: Any, tokenizer: Any, memory: Memory, question: str, *, max_new_tokens: int = 64) -> Answer:
-    """Ask a wrapped model a question about what `compress` made of a document, greedily. The memory does not change.
+def ask_memory(
+    model: Any,
+    tokenizer: Any,
+    memory: Memory,
+    question: str,
+    *,
+    max_new_tokens: int = 64,
+    citations: int = 0,
+) -> Answer:
+    """Ask a wrapped model a question about what `compress` made of documents, greedily. The memory does not change.
 
     Raises:
         InputError: an empty question.
         FingerprintError: the memory belongs to another model or method.
+        MemoryFileError: citations of a memory that does not know its documents.
     """
-    _, rest = split_prompt(tokenizer, "-", question)
-    return _answer(model, tokenizer, [], rest, max_new_tokens, memory)
+    answer = _answer(model, tokenizer, [], question_ids(tokenizer, question), max_new_tokens, memory)
+    if not citations:
+        return answer
+    return _cited(model, tokenizer, source_of(memory).documents, question, answer, citations)
+
+
+def source_of(memory: Memory) -> Source:
+    """The documents of a memory that `compress` made, and where its tokens lie in them.
+
+    Raises:
+        MemoryFileError: it does not know them, or not as longfit writes them.
+    """
+    if memory.source is None:
+        raise MemoryFileError("this memory does not know its documents; make it with longfit.docqa.compress")
+    return Source.from_dict(memory.source)
+
+
+def _documents(given: str | Document | Sequence[Document]) -> Sequence[Document]:
+    if isinstance(given, str):
+        return [Document("document", given.strip())]
+    return [given] if isinstance(given, Document) else given
+
+
+def _cited(model: Any, tokenizer: Any, documents: Sequence[Document], question: str, answer: Answer, n: int) -> Answer:
+    if not n:
+        return answer
+    found = cite(model, tokenizer, documents, question, answer.text, n=n)
+    return dataclasses.replace(answer, citations=tuple(found))
 
 
 def _answer(
