@@ -162,7 +162,7 @@ def ask(
     else:
         setup = setup_of(model, dtype, compressor, attention, option, budget, total, chunk_tokens)
         setup.parts()
-        text = docqa.read_text(document)
+        text = docqa.read_document(document)
         loaded, tokenizer = setup.prepare(progress=not as_json)
         given = docqa.ask(loaded, tokenizer, text, question, aware=not agnostic, max_new_tokens=max_new_tokens)
     if as_json:
@@ -194,7 +194,7 @@ def compress(
 
     setup = setup_of(model, dtype, compressor, attention, option, budget, total, chunk_tokens)
     setup.parts()
-    text = docqa.read_text(document)
+    text = docqa.read_document(document)
     loaded, tokenizer = setup.prepare(progress=not as_json)
     memory = docqa.compress(loaded, tokenizer, text)
     memory.save(output, about={"document": document, "setup": setup.to_dict()})

@@ -33,6 +33,10 @@ class OffloadError(LongfitError, OSError):
     """The slow tier of a cache cannot be written: no such folder, no right to write there, or a full disk."""
 
 
+class MissingPackageError(LongfitError, ImportError):
+    """A package of an optional extra that is not installed; the message says what to install."""
+
+
 class ScoreError(LongfitError, RuntimeError):
     """A compressor produced scores that are not usable (NaN, wrong shape) or selected wrongly."""
 

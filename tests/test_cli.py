@@ -146,7 +146,7 @@ def test_interruption_is_130(monkeypatch, log):
     def interrupt(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("longfit.docqa.read_text", interrupt)
+    monkeypatch.setattr("longfit.docqa.read_document", interrupt)
     result = runner.invoke(app, ["ask", log, "who"])
     assert result.exit_code == 130 and result.stdout == ""
 

@@ -3,8 +3,7 @@
 import pytest
 
 from longfit.demo import document as keepers_log
-from longfit.docqa import ask, read_text, split_prompt
-from longfit.docqa.text import decode
+from longfit.docqa import ask, document_of, read_document, split_prompt
 from longfit.errors import InputError
 from longfit.model import wrap
 from tests.tiny_models_on_disk import tiny_llama, tiny_tokenizer
@@ -19,7 +18,7 @@ DOCUMENT = "the lamp was lit at four. " * 20
 def test_text_is_read_without_its_byte_order_mark(tmp_path):
     path = tmp_path / "log.txt"
     path.write_bytes(b"\xef\xbb\xbfcaf\xc3\xa9")
-    assert read_text(path) == "café"
+    assert read_document(path).text == "café"
 
 
 @pytest.mark.parametrize(
@@ -31,23 +30,23 @@ def test_text_is_read_without_its_byte_order_mark(tmp_path):
         (b"abc\0def", "byte 3 is NUL"),
         (b"caf\xe9 noir", "not text in UTF-8.*byte 3"),
         (b"\xff\xfea\0b\0", "UTF-16"),
-        (b"%PDF-1.7 ...", "a PDF file.*not read yet"),
-        (b"PK\x03\x04....", "DOCX"),
+        (b"{\\rtf1 x", "an RTF file.*not read"),
+        (b"PK\x03\x04....", "ZIP archive without a DOCX"),
     ],
 )
 def test_what_is_not_text_is_refused_by_name(data, reason):
     with pytest.raises(InputError, match=f"the file.*{reason}"):
-        decode(data, "the file")
+        document_of(data, "the file")
 
 
 def test_a_missing_file_suggests_its_neighbour(tmp_path):
     (tmp_path / "Report.txt").write_text("text")
     with pytest.raises(InputError, match=r"did you mean .*Report\.txt\?"):
-        read_text(tmp_path / "reprot.txt")
+        read_document(tmp_path / "reprot.txt")
     with pytest.raises(InputError, match="no folder"):
-        read_text(tmp_path / "nowhere" / "a.txt")
+        read_document(tmp_path / "nowhere" / "a.txt")
     with pytest.raises(InputError, match="is a folder"):
-        read_text(tmp_path)
+        read_document(tmp_path)
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE])

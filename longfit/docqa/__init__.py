@@ -7,7 +7,6 @@ from longfit.docqa.prompt import context_of, question_ids, split_prompt
 from longfit.docqa.reading import document_of, read_document
 from longfit.docqa.setup import Setup
 from longfit.docqa.source import Source
-from longfit.docqa.text import read_text
 
 __all__ = [
     "Answer",
@@ -24,7 +23,6 @@ __all__ = [
     "document_of",
     "question_ids",
     "read_document",
-    "read_text",
     "source_of",
     "split_prompt",
 ]
