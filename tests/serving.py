@@ -48,9 +48,7 @@ class Served:
 
     def settled(self, id: str) -> dict[str, Any]:
         """The document once it is ready or has failed."""
-        return until(
-            lambda: self.http.get(f"/v1/documents/{id}").json(), lambda d: d["status"] in ("ready", "failed")
-        )
+        return until(lambda: self.http.get(f"/v1/documents/{id}").json(), lambda d: d["status"] in ("ready", "failed"))
 
     def ask(self, question: str = "when was it lit", document: str | None = None, **how: Any) -> Any:
         """An answer through the public client."""
@@ -99,7 +97,10 @@ from longfit.docqa.server import engine as _engine
 
 def _fake(model, tokenizer, documents, question, answer, *, n=3):
     d = documents[0]
-    return [Citation(d.name, d.page_of(0), 10 * i, 10 * i + 24, d.text[10 * i : 10 * i + 24], 1.0 - i / 10, i == 0) for i in range(n)]
+    return [
+        Citation(d.name, d.page_of(0), 10 * i, 10 * i + 24, d.text[10 * i : 10 * i + 24], 1.0 - i / 10, i == 0)
+        for i in range(n)
+    ]
 
 
 _engine.cite = _fake
