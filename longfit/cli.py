@@ -12,6 +12,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from longfit.commands.options import (
+    Attention,
+    Budget,
+    ChunkTokens,
+    Compressor,
+    Data,
+    Dtype,
+    Json,
+    Model,
+    Options,
+    Total,
+    key_values,
+    setup_of,
+)
+from longfit.commands.serve import serve
 from longfit.units import DEFAULT_BUDGET
 
 
@@ -52,30 +67,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="Packaged name, folder, GGUF file or hub id; see `list models`.")
-]
-Compressor = Annotated[str, typer.Option("--compressor", "-c", help="A method; see `longfit list`.")]
-Attention = Annotated[
-    str | None, typer.Option("--attention", "-a", help="In place of full attention; see `longfit list attention`.")
-]
-Budget = Annotated[
-    str | None, typer.Option("--budget", "-b", help="For the cache: 64MiB, '2048 tokens' (per layer) or 25%.")
-]
-Total = Annotated[
-    str | None, typer.Option("--total", help="For everything, weights included: 2GiB; instead of --budget.")
-]
-ChunkTokens = Annotated[
-    int | None, typer.Option("--chunk-tokens", help="Tokens of one chunk of prefill; chosen if left out.")
-]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", help="key=value of the compressor, or of an attention alone; may be given again."),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
-Data = Annotated[str | None, typer.Option("--data", help="A local folder of text to make inputs from.")]
-
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -92,6 +83,9 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+app.command()(serve)
 
 
 @app.command("list")
@@ -124,7 +118,7 @@ def plan(
     """Does an input fit, and what would be kept? Reads the model's configuration, never its weights."""
     from longfit.planning import planned
 
-    parts = _setup(model, dtype, compressor, None, option, budget, total, chunk_tokens).parts()
+    parts = setup_of(model, dtype, compressor, None, option, budget, total, chunk_tokens).parts()
     made = planned(
         model,
         tokens,
@@ -162,11 +156,11 @@ def ask(
     from longfit.memory_file import is_memory
 
     if is_memory(document):
-        _refuse_setup({"--compressor": compressor, "--attention": attention, "--budget": budget, "--total": total})
+        _refusesetup_of({"--compressor": compressor, "--attention": attention, "--budget": budget, "--total": total})
         memory, loaded, tokenizer = _remembered(document, not as_json)
         given = docqa.ask_memory(loaded, tokenizer, memory, question, max_new_tokens=max_new_tokens)
     else:
-        setup = _setup(model, dtype, compressor, attention, option, budget, total, chunk_tokens)
+        setup = setup_of(model, dtype, compressor, attention, option, budget, total, chunk_tokens)
         setup.parts()
         text = docqa.read_document(document)
         loaded, tokenizer = setup.prepare(progress=not as_json)
@@ -198,7 +192,7 @@ def compress(
     """Read a document once and keep what the budget allows, to be asked with `longfit ask FOLDER`."""
     from longfit import docqa
 
-    setup = _setup(model, dtype, compressor, attention, option, budget, total, chunk_tokens)
+    setup = setup_of(model, dtype, compressor, attention, option, budget, total, chunk_tokens)
     setup.parts()
     text = docqa.read_document(document)
     loaded, tokenizer = setup.prepare(progress=not as_json)
@@ -302,7 +296,7 @@ def eval_(
         n=limit,
         model=model,
         compressors=tuple((compressor or ("full" if attention else "snapkv")).split(",")),
-        options=_options(option),
+        options=key_values(option),
         budgets=tuple(budget.split(",")),
         question=question,
         chunk_tokens=chunk_tokens,
@@ -358,47 +352,31 @@ def train(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder of a sweep.")],
+    run: Annotated[Path | None, typer.Argument(help="The folder of a sweep.")] = None,
     compare: Annotated[Path | None, typer.Option("--compare", help="A second run, to stand beside it.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write; the run folder.")] = None,
+    memory: Annotated[
+        Path | None, typer.Option("--memory", help="A memory instead: its text, shaded by what was kept (HTML, PNG).")
+    ] = None,
 ) -> None:
-    """Tables (Markdown, CSV), plots (PNG, SVG) and one HTML page of a sweep, or two runs side by side."""
+    """Tables (Markdown, CSV), plots (PNG, SVG) and one HTML page of a sweep, or two runs side by side; or what a memory
+    kept of its text."""
+    from longfit.errors import InputError
+
+    if (run is None) == (memory is None) or (memory is not None and compare is not None):
+        raise InputError("give the folder of a sweep, or --memory and the folder of a memory")
+    if memory is not None:
+        from longfit.docqa.kept_report import report as kept_report
+
+        files = kept_report(memory, output or memory.parent)
+        print("\n".join(str(file) for file in files))
+        return
     from longfit.eval import report as reports
 
+    assert run is not None
     made = reports.report(run, output) if compare is None else reports.compare(run, compare, output or run)
     print(made.markdown)
     print(f"written: {', '.join(str(file) for file in made.files)}", file=sys.stderr)
-
-
-def _options(options: list[str] | None) -> dict[str, Any]:
-    """`key=value` pairs; a value that is JSON (a number, say) is read as such."""
-    from longfit.errors import InputError
-
-    given: dict[str, Any] = {}
-    for pair in options or []:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise InputError(f"--option {pair!r} is not key=value, such as window=32")
-        try:
-            given[key] = json.loads(value)
-        except json.JSONDecodeError:
-            given[key] = value
-    return given
-
-
-def _setup(
-    model: str,
-    dtype: str,
-    compressor: str | None,
-    attention: str | None,
-    option: list[str] | None,
-    budget: str | None,
-    total: str | None,
-    chunk_tokens: int | None,
-) -> Any:
-    from longfit.docqa import Setup
-
-    return Setup(model, dtype, compressor, attention, _options(option), budget, total, chunk_tokens)
 
 
 def _remembered(folder: str, progress: bool) -> tuple[Any, Any, Any]:
@@ -412,7 +390,7 @@ def _remembered(folder: str, progress: bool) -> tuple[Any, Any, Any]:
     return Memory.load(folder, model), model, tokenizer
 
 
-def _refuse_setup(given: dict[str, Any]) -> None:
+def _refusesetup_of(given: dict[str, Any]) -> None:
     """A memory is read as it was made."""
     from longfit.errors import InputError
 
