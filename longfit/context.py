@@ -175,7 +175,9 @@ class FitContext:
                     f'the largest budget that would do is "{max(1, window - MIN_CHUNK_TOKENS)} tokens"'
                 )
         # Without a budget a learned memory takes what it takes.
-        unbounded = self.free or (allowance is not None and allowance.last)
+        # Nothing trims behind a prompt compressor alone; only a promise in bytes bounds what is generated too.
+        in_bytes = ratio is None and self.budget.kept_tokens is None
+        unbounded = self.free or (allowance is not None and allowance.last and not in_bytes)
         ledger = Ledger(ANY_LENGTH, None, packed) if unbounded else Ledger(None if ratio else kept, ratio, packed)
         cache = FitCache(self.config, decoder, self.method, ledger, window, self.patch)
         cache.chunk_tokens, cache.allowance = chunk, allowance

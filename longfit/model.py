@@ -18,7 +18,7 @@ from longfit.cache import FULL, FitCache, layer_types
 from longfit.calls import check_ids, prompt_of, refuse, setting
 from longfit.choosing import compressors_of, patch_of
 from longfit.compressors import Encoded, KeepAll, KVCompressor
-from longfit.context import FitContext
+from longfit.context import ANY_LENGTH, FitContext
 from longfit.errors import InputError, LongfitError, UnsupportedFeatureError, UnsupportedModelError
 from longfit.families import TESTED, base_implementation, check, decoder_of, same_as_base, text_config
 from longfit.memory import Memory, fingerprint
@@ -125,6 +125,8 @@ class FitMixin:
                 attention_mask = torch.nn.functional.pad(attention_mask, (0, aside), value=1)
         _stream(self, cache).fill({"input_ids": input_ids, "attention_mask": attention_mask}, aside)
         self.longfit.report = self._report(cache, meter.peak_bytes())
+        if cache.allowance is not None and cache.allowance.last:  # what is asked of it comes on top
+            cache.ledger.kept_tokens, cache.ledger.keep_ratio = ANY_LENGTH, None
         return Memory(cache, cache.tokens_in, self._fingerprint(), question_ids)
 
     def _ask_about(self, cache: FitCache, input_ids: Tensor, question_ids: Tensor) -> int:

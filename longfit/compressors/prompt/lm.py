@@ -1,8 +1,9 @@
 """A causal LM that scores a text: losses, hidden states and last rows of attention, in bounded memory."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -146,25 +147,27 @@ class LanguageModel:
         sums = by_character.double().cumsum(0)
         return (sums[passage.stops] - sums[passage.starts]).float()
 
-    def last_row(self, ids: Sequence[int]) -> Tensor:
-        """Attention [L, H, T] of the last token to every token, itself included, in every layer.
+    def last_rows(self, text: Sequence[int], tails: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """For each tail, the attention [L, H, T] of its last token to the T tokens of the text, in every layer.
 
-        The text before it is read into a cache; the last token alone is then forwarded with its weights in sight, so
-        no other row of the matrix is ever made.
+        The text is read into a cache once. A tail's last token is forwarded alone with its weights in sight, so that no
+        other row of the matrix is ever made.
         """
-        cache = DynamicCache()
-        *before, last = ids
-        if before:
-            self.read_into(cache, before)
-        with self._eager():
-            given = self.decoder(
-                input_ids=self.tensor([last]),
-                position_ids=self.tensor([len(before)]),
-                past_key_values=cache,
-                use_cache=True,
-                output_attentions=True,
-            )
-        return torch.stack([row[0, :, 0].float().cpu() for row in given.attentions])
+        read = DynamicCache()
+        self.read_into(read, text)
+        for at, (*before, last) in enumerate(tails):
+            cache = read if at == len(tails) - 1 else copy.deepcopy(read)
+            if before:
+                self.read_into(cache, before, seen=len(text))
+            with self._eager():
+                given = self.decoder(
+                    input_ids=self.tensor([last]),
+                    position_ids=self.tensor([len(text) + len(before)]),
+                    past_key_values=cache,
+                    use_cache=True,
+                    output_attentions=True,
+                )
+            yield torch.stack([row[0, :, 0, : len(text)].float().cpu() for row in given.attentions])
 
     @contextmanager
     def _eager(self) -> Iterator[None]:
@@ -196,12 +199,25 @@ def tokenizer_of(model: Any, given: Any, method: str) -> Any:
         ) from error
 
 
-def scorer_of(scorer: Any, model: Any, tokenizer: Any, method: str) -> LanguageModel:
-    """The language model that an option names: None for the model itself, what `longfit.load` takes, or a pair (model,
-    tokenizer).
+def checked_scorer(scorer: Any, method: str) -> Any:
+    """`scorer` as an option: None, a name, or a pair (model, tokenizer), which becomes a `LanguageModel`.
 
     Raises:
-        InputError: it is none of them, or there is no model.
+        InputError: it is none of them.
+    """
+    if scorer is None or isinstance(scorer, str | LanguageModel):
+        return scorer
+    if isinstance(scorer, tuple | list) and len(scorer) == 2 and isinstance(scorer[0], PreTrainedModel):
+        name = getattr(scorer[0], "name_or_path", "") or type(scorer[0]).__name__
+        return LanguageModel(*scorer, own=False, name=name)
+    raise InputError(f"{method}: scorer is a model's name or a pair (model, tokenizer), not {type(scorer).__name__}")
+
+
+def scorer_of(scorer: Any, model: Any, tokenizer: Any, method: str) -> LanguageModel:
+    """The language model that an option, as `checked_scorer` gives it, names; None is the model itself.
+
+    Raises:
+        InputError: there is no model.
         LoadError: nothing of that name.
     """
     if scorer is None:
@@ -213,13 +229,7 @@ def scorer_of(scorer: Any, model: Any, tokenizer: Any, method: str) -> LanguageM
 
         like = None if model is None else model.get_input_embeddings().weight
         how = {} if like is None else {"dtype": like.dtype, "device": like.device}
-        loaded, own = load(scorer, progress=False, **how)
-        name = scorer
-    elif isinstance(scorer, tuple | list) and len(scorer) == 2 and isinstance(scorer[0], PreTrainedModel):
-        (loaded, own), name = scorer, getattr(scorer[0], "name_or_path", "") or type(scorer[0]).__name__
-    else:
-        raise InputError(
-            f"{method}: scorer is a model's name or a pair (model, tokenizer), not {type(scorer).__name__}"
-        )
+        scorer = LanguageModel(*load(scorer, progress=False, **how), own=False, name=scorer)
+    own = scorer.tokenizer
     same = own is tokenizer or (tokenizer is not None and own.get_vocab() == tokenizer.get_vocab())
-    return LanguageModel(loaded, own, own=same, name=name)
+    return replace(scorer, own=same)
