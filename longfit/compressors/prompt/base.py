@@ -17,7 +17,6 @@ from longfit.compressors.prompt.units import fixed, spaceless
 from longfit.errors import BudgetError, InputError, UnsupportedFeatureError
 
 _REGISTRY: dict[str, type["PromptCompressor"]] = {}
-DEFAULT_KEEP_RATIO = 0.5
 
 
 class Kept(NamedTuple):
@@ -62,10 +61,11 @@ class PromptCompressor:
         query_aware: chooses with the question, and refuses to choose without one.
         reads: a language model reads the text to score it.
         held_tokens: tokens whose keys and values it holds meanwhile.
+        default_ratio: the fraction kept where neither a budget nor the options say it.
 
     Attributes (options):
-        keep_ratio: fraction of the prompt's tokens to keep, where no budget says it: alone without a budget (0.5 if
-            left out), or before another compressor, whose budget it otherwise does not go below.
+        keep_ratio: fraction of the prompt's tokens to keep, where no budget says it: alone without a budget
+            (`default_ratio` if left out), or before another compressor, whose budget it otherwise does not go below.
         kept_tokens: tokens to keep instead.
         window_tokens: last tokens of a prompt that stay where nobody said which tokens are the question.
     """
@@ -78,6 +78,7 @@ class PromptCompressor:
     query_aware: ClassVar[bool] = False
     reads: ClassVar[bool] = False
     held_tokens: ClassVar[int] = 0
+    default_ratio: ClassVar[float] = 0.5
 
     keep_ratio: float | None = None
     kept_tokens: int | None = None
@@ -161,7 +162,7 @@ class PromptCompressor:
         """Tokens that the options leave of a prompt of `tokens` tokens."""
         if self.kept_tokens is not None:
             return min(self.kept_tokens, tokens)
-        return max(1, int(tokens * (self.keep_ratio or DEFAULT_KEEP_RATIO) + 1e-9))
+        return max(1, int(tokens * (self.keep_ratio or self.default_ratio) + 1e-9))
 
     def question_from(self, ids: list[int]) -> Question:
         """The question that the tail `ids` of a prompt asks."""

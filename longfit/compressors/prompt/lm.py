@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from longfit.compressors.prompt.passage import Passage
 from longfit.errors import InputError
 
 STRETCH_TOKENS = 1024  # read at once, a quarter of them for the sake of what follows
@@ -62,6 +61,20 @@ class LanguageModel:
         return torch.tensor([list(ids)], dtype=torch.long, device=self.device)
 
     # -- passes ---------------------------------------------------------------------------------------------------
+
+    def greedy(self, ids: Sequence[int], most: int) -> list[int]:
+        """The likeliest continuation of a prompt, token by token, up to `most` tokens or the model's end."""
+        ends = self.model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        cache, said = DynamicCache(), list[int]()
+        last = self.read_into(cache, ids)[-1:]
+        while len(said) < most:
+            token = int(self.logits(last)[0].argmax())
+            if token in ends:
+                break
+            said.append(token)
+            last = self.read_into(cache, [token], seen=len(ids) + len(said) - 1)[-1:]
+        return said
 
     def states(self, ids: Sequence[int]) -> Tensor:
         """Hidden states [T, E] after the final norm, of a text of at most `window` tokens, read at once."""
@@ -115,10 +128,7 @@ class LanguageModel:
         return torch.cat(found) if found else torch.zeros(0)
 
     def losses(self, ids: Sequence[int], before: Sequence[int] = ()) -> Tensor:
-        """−log p [n] in nats of every token given what comes before it in its stretch, and `before`.
-
-        The first token of a model without an opening token is as surprising as any: log V.
-        """
+        """−log p [n] in nats of every token given what comes before it in its stretch, and `before`."""
         opening = [*self.opening, *before]
         found: list[Tensor] = []
         last: Tensor | None = None
@@ -130,22 +140,33 @@ class LanguageModel:
             targets = ids[start + (last is None) : stop]
             found.append(self.surprise(predicting, targets))
             if last is None:
-                found.insert(0, torch.full((1,), float(torch.tensor(float(self.config.vocab_size)).log())))
+                found.insert(0, self.unpredicted())
             last = hidden[-1:]
         return torch.cat([t.cpu().float() for t in found]) if found else torch.zeros(0)
 
-    def losses_of(self, passage: Passage, before: str = "") -> Tensor:
-        """The losses [n] of a passage's own tokens. Where the tokenizers differ, a loss is shared among the characters
-        of the scorer's token and gathered again by the passage's."""
-        if self.own:
-            return self.losses(passage.ids, self.encode(before))
-        given = self.tokenizer(passage.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        losses = self.losses(given["input_ids"], self.encode(before))
-        by_character = torch.zeros(len(passage.text) + 1)
-        for (start, stop), loss in zip(given["offset_mapping"], losses.tolist(), strict=True):
-            by_character[start + 1 : stop + 1] += loss / max(1, stop - start)
-        sums = by_character.double().cumsum(0)
-        return (sums[passage.stops] - sums[passage.starts]).float()
+    def losses_apart(self, texts: Sequence[Sequence[int]], rows: int = 16) -> list[Tensor]:
+        """The losses of every text read by itself, `rows` of like length at a time, padded on the right."""
+        opening, found = self.opening, dict[int, Tensor]()
+        order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
+        for start in range(0, len(order), rows):
+            batch = order[start : start + rows]
+            longest = max(len(texts[at]) for at in batch)
+            given = [[*opening, *texts[at], *[0] * (longest - len(texts[at]))] for at in batch]
+            if not longest:
+                found |= {at: torch.zeros(0) for at in batch}
+                continue
+            ids = torch.tensor(given, dtype=torch.long, device=self.device)
+            hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
+            for row, at in enumerate(batch):
+                n, first = len(texts[at]), len(opening)
+                predicting = hidden[row, max(first - 1, 0) : first + n - 1]
+                losses = self.surprise(predicting, texts[at][not opening :]).cpu().float()
+                found[at] = losses if opening else torch.cat([self.unpredicted(), losses])[:n]
+        return [found[at] for at in range(len(texts))]
+
+    def unpredicted(self) -> Tensor:
+        """[1] the loss of a token that nothing comes before: as surprising as any."""
+        return torch.tensor([float(self.config.vocab_size)]).log()
 
     def last_rows(self, text: Sequence[int], tails: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """For each tail, the attention [L, H, T] of its last token to the T tokens of the text, in every layer.
@@ -209,7 +230,7 @@ def checked_scorer(scorer: Any, method: str) -> Any:
         return scorer
     if isinstance(scorer, tuple | list) and len(scorer) == 2 and isinstance(scorer[0], PreTrainedModel):
         name = getattr(scorer[0], "name_or_path", "") or type(scorer[0]).__name__
-        return LanguageModel(*scorer, own=False, name=name)
+        return LanguageModel(scorer[0], scorer[1], own=False, name=name)
     raise InputError(f"{method}: scorer is a model's name or a pair (model, tokenizer), not {type(scorer).__name__}")
 
 
@@ -228,8 +249,9 @@ def scorer_of(scorer: Any, model: Any, tokenizer: Any, method: str) -> LanguageM
         from longfit.loading import load  # a floor above: only a method that names a model needs it
 
         like = None if model is None else model.get_input_embeddings().weight
-        how = {} if like is None else {"dtype": like.dtype, "device": like.device}
-        scorer = LanguageModel(*load(scorer, progress=False, **how), own=False, name=scorer)
+        how: dict[str, Any] = {} if like is None else {"dtype": like.dtype, "device": like.device}
+        loaded, tokens = load(scorer, progress=False, **how)
+        scorer = LanguageModel(loaded, tokens, own=False, name=scorer)
     own = scorer.tokenizer
     same = own is tokenizer or (tokenizer is not None and own.get_vocab() == tokenizer.get_vocab())
     return replace(scorer, own=same)

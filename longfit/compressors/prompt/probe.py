@@ -58,24 +58,21 @@ class Probe:
         """
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
-            if facts.pop("format") != FORMAT:
+            if facts["format"] != FORMAT:
                 raise ValueError("another format")
-            vectors = {
-                name: torch.tensor(facts.pop(name), dtype=torch.float32) for name in ("mean", "scale", "weights")
-            }
-            numbers = int(facts["layers"]), int(facts["heads"])
-            about = facts.get("about", {})
-            probe = cls(*numbers, str(facts["weights_hash"]), **vectors, bias=float(facts["bias"]), about=about)
-            sizes = {tuple(v.shape) for v in vectors.values()}
-            if sizes != {(probe.layers * probe.heads,)} or not bool((probe.scale > 0).all()):
-                raise ValueError(f"vectors of {sizes} for {probe.layers} layers of {probe.heads} heads")
+            mean, scale, weights = (torch.tensor(facts[k], dtype=torch.float32) for k in ("mean", "scale", "weights"))
+            layers, heads = int(facts["layers"]), int(facts["heads"])
+            sizes = {tuple(vector.shape) for vector in (mean, scale, weights)}
+            if sizes != {(layers * heads,)} or not bool((scale > 0).all()):
+                raise ValueError(f"vectors of {sizes} for {layers} layers of {heads} heads")
+            about = dict(facts.get("about", {}))
+            return cls(layers, heads, str(facts["weights_hash"]), mean, scale, weights, float(facts["bias"]), about)
         except OSError as error:
             raise InputError(f"the probe {file} cannot be read: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{file} is no probe that recipes/prompt/train_sentinel_probe.py wrote: {error}"
             ) from error
-        return probe
 
 
 @cache

@@ -78,9 +78,7 @@ class Sentinel(Scored):
         """See `PromptCompressor.choose`."""
         assert question is not None
         lm, units = self.reader(), sentences(passage, free)
-        ids = [
-            passage.ids[unit.first : unit.stop] if lm.own else lm.encode(passage.said(*unit)) or [0] for unit in units
-        ]
+        ids = [given or [0] for given in self.ids_of(passage, units)]
         scores: list[float] = []
         for start, stop in chunks([len(given) for given in ids], min(self.chunk_tokens, lm.window // 2)):
             features = next(probes.sentence_features(lm, ids[start:stop], [question.text]))
