@@ -49,6 +49,18 @@ def listing(what: str) -> list[dict[str, Any]]:
 
 def _facts(method: Any) -> dict[str, Any]:
     shown = {name: value if _plain(value) else repr(value) for name, value in method.options().items()}
+    if hasattr(method, "choose"):
+        return {
+            "name": method.name,
+            "summary": method.summary,
+            "prompt": True,
+            "question_aware": bool(method.query_aware),
+            "scores": method.scores,
+            "reads_the_text": bool(method.reads),
+            "options": shown,
+            "deviations": method.deviations,
+            "source": method.source,
+        }
     if hasattr(method, "memory"):
         return {
             "name": method.name,
@@ -132,6 +144,9 @@ def _shown(key: str, value: Any) -> str:
     if isinstance(value, list):
         value = "+".join(value)
     label = key.replace("_", " ").removesuffix(" aware")
-    return {"question": "looks at the question", "ready": "ready in the cache folder"}.get(
-        label, label if value is True else f"{label} {value}"
-    )
+    return {
+        "question": "looks at the question",
+        "ready": "ready in the cache folder",
+        "prompt": "shortens the prompt",
+        "reads the text": "a language model reads the text",
+    }.get(label, label if value is True else f"{label} {value}")
