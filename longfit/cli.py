@@ -12,6 +12,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from longfit.commands.documents import ask, chat, compress, info, remembered
+from longfit.commands.options import (
+    Budget,
+    ChunkTokens,
+    Compressor,
+    Data,
+    Dtype,
+    Json,
+    Model,
+    Options,
+    Total,
+    key_values,
+    setup_of,
+)
+from longfit.commands.serve import serve
 from longfit.units import DEFAULT_BUDGET
 
 
@@ -52,30 +67,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="Packaged name, folder, GGUF file or hub id; see `list models`.")
-]
-Compressor = Annotated[str, typer.Option("--compressor", "-c", help="A method; see `longfit list`.")]
-Attention = Annotated[
-    str | None, typer.Option("--attention", "-a", help="In place of full attention; see `longfit list attention`.")
-]
-Budget = Annotated[
-    str | None, typer.Option("--budget", "-b", help="For the cache: 64MiB, '2048 tokens' (per layer) or 25%.")
-]
-Total = Annotated[
-    str | None, typer.Option("--total", help="For everything, weights included: 2GiB; instead of --budget.")
-]
-ChunkTokens = Annotated[
-    int | None, typer.Option("--chunk-tokens", help="Tokens of one chunk of prefill; chosen if left out.")
-]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", help="key=value of the compressor, or of an attention alone; may be given again."),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
-Data = Annotated[str | None, typer.Option("--data", help="A local folder of text to make inputs from.")]
-
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -92,6 +83,10 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+for command in (ask, compress, chat, info, serve):
+    app.command()(command)
 
 
 @app.command("list")
@@ -124,7 +119,7 @@ def plan(
     """Does an input fit, and what would be kept? Reads the model's configuration, never its weights."""
     from longfit.planning import planned
 
-    parts = _setup(model, dtype, compressor, None, option, budget, total, chunk_tokens).parts()
+    parts = setup_of(model, dtype, compressor, None, option, budget, total, chunk_tokens).parts()
     made = planned(
         model,
         tokens,
@@ -138,93 +133,6 @@ def plan(
 
 
 @app.command()
-def ask(
-    document: Annotated[str, typer.Argument(help="A text file in UTF-8, or - for standard input.")],
-    question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    model: Model = "smollm2-135m",
-    compressor: Annotated[
-        str | None, typer.Option("--compressor", "-c", help="A method; see `longfit list`. snapkv without --attention.")
-    ] = None,
-    attention: Attention = None,
-    budget: Budget = None,
-    total: Total = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")] = 64,
-    agnostic: Annotated[
-        bool, typer.Option("--agnostic", help="Compress the document before the question is known.")
-    ] = False,
-    chunk_tokens: ChunkTokens = None,
-    dtype: Dtype = "auto",
-    option: Options = None,
-    as_json: Json = False,
-) -> None:
-    """Ask a question about a document, or about what `longfit compress` made of one."""
-    from longfit import docqa
-    from longfit.memory_file import is_memory
-
-    if is_memory(document):
-        _refuse_setup({"--compressor": compressor, "--attention": attention, "--budget": budget, "--total": total})
-        memory, loaded, tokenizer = _remembered(document, not as_json)
-        given = docqa.ask_memory(loaded, tokenizer, memory, question, max_new_tokens=max_new_tokens)
-    else:
-        setup = _setup(model, dtype, compressor, attention, option, budget, total, chunk_tokens)
-        setup.parts()
-        text = docqa.read_document(document)
-        loaded, tokenizer = setup.prepare(progress=not as_json)
-        given = docqa.ask(loaded, tokenizer, text, question, aware=not agnostic, max_new_tokens=max_new_tokens)
-    if as_json:
-        said = {"answer": given.text, "question": question, "document": document, "report": given.report.to_dict()}
-        print(json.dumps(said))
-        return
-    print(given.text, flush=True)
-    print(given.report, file=sys.stderr)
-
-
-@app.command()
-def compress(
-    document: Annotated[str, typer.Argument(help="A text file in UTF-8, or - for standard input.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to keep the memory in.")],
-    model: Model = "smollm2-135m",
-    compressor: Annotated[
-        str | None, typer.Option("--compressor", "-c", help="A method; see `longfit list`. snapkv without --attention.")
-    ] = None,
-    attention: Attention = None,
-    budget: Budget = None,
-    total: Total = None,
-    chunk_tokens: ChunkTokens = None,
-    dtype: Dtype = "auto",
-    option: Options = None,
-    as_json: Json = False,
-) -> None:
-    """Read a document once and keep what the budget allows, to be asked with `longfit ask FOLDER`."""
-    from longfit import docqa
-
-    setup = _setup(model, dtype, compressor, attention, option, budget, total, chunk_tokens)
-    setup.parts()
-    text = docqa.read_document(document)
-    loaded, tokenizer = setup.prepare(progress=not as_json)
-    memory = docqa.compress(loaded, tokenizer, text)
-    memory.save(output, about={"document": document, "setup": setup.to_dict()})
-    report = loaded.fit_report
-    if as_json:
-        print(json.dumps({"memory": str(output), "document": document, "report": report.to_dict()}))
-        return
-    print(report, file=sys.stderr)
-    print(output)
-
-
-@app.command()
-def info(
-    memory: Annotated[str, typer.Argument(help="A folder that `longfit compress` wrote.")], as_json: Json = False
-) -> None:
-    """What a saved memory holds, and what it was made by; no model is loaded."""
-    from longfit.memory_file import described, information
-
-    facts = described(information(Path(memory)), Path(memory))
-    width = max(map(len, facts))
-    print(json.dumps(facts) if as_json else "\n".join(f"{key:<{width}}  {value}" for key, value in facts.items()))
-
-
-@app.command()
 def export(
     memory: Annotated[str, typer.Argument(help="A folder that `longfit compress` wrote.")],
     to: Annotated[str, typer.Option("--to", help="cartridge (PEFT) or vllm-prompt-embeds.")],
@@ -235,7 +143,7 @@ def export(
     from longfit.export import exporter
 
     write = exporter(to)
-    kept, loaded, _ = _remembered(memory, not as_json)
+    kept, loaded, _ = remembered(memory, not as_json)
     files = [str(file) for file in write(kept, loaded, output)]
     print(json.dumps({"files": files}) if as_json else "\n".join(files))
 
@@ -302,7 +210,7 @@ def eval_(
         n=limit,
         model=model,
         compressors=tuple((compressor or ("full" if attention else "snapkv")).split(",")),
-        options=_options(option),
+        options=key_values(option),
         budgets=tuple(budget.split(",")),
         question=question,
         chunk_tokens=chunk_tokens,
@@ -358,66 +266,31 @@ def train(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder of a sweep.")],
+    run: Annotated[Path | None, typer.Argument(help="The folder of a sweep.")] = None,
     compare: Annotated[Path | None, typer.Option("--compare", help="A second run, to stand beside it.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write; the run folder.")] = None,
+    memory: Annotated[
+        Path | None, typer.Option("--memory", help="A memory instead: its text, shaded by what was kept (HTML, PNG).")
+    ] = None,
 ) -> None:
-    """Tables (Markdown, CSV), plots (PNG, SVG) and one HTML page of a sweep, or two runs side by side."""
+    """Tables (Markdown, CSV), plots (PNG, SVG) and one HTML page of a sweep, or two runs side by side; or what a memory
+    kept of its text."""
+    from longfit.errors import InputError
+
+    if (run is None) == (memory is None) or (memory is not None and compare is not None):
+        raise InputError("give the folder of a sweep, or --memory and the folder of a memory")
+    if memory is not None:
+        from longfit.docqa.kept_report import report as kept_report
+
+        files = kept_report(memory, output or memory.parent)
+        print("\n".join(str(file) for file in files))
+        return
     from longfit.eval import report as reports
 
+    assert run is not None
     made = reports.report(run, output) if compare is None else reports.compare(run, compare, output or run)
     print(made.markdown)
     print(f"written: {', '.join(str(file) for file in made.files)}", file=sys.stderr)
-
-
-def _options(options: list[str] | None) -> dict[str, Any]:
-    """`key=value` pairs; a value that is JSON (a number, say) is read as such."""
-    from longfit.errors import InputError
-
-    given: dict[str, Any] = {}
-    for pair in options or []:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise InputError(f"--option {pair!r} is not key=value, such as window=32")
-        try:
-            given[key] = json.loads(value)
-        except json.JSONDecodeError:
-            given[key] = value
-    return given
-
-
-def _setup(
-    model: str,
-    dtype: str,
-    compressor: str | None,
-    attention: str | None,
-    option: list[str] | None,
-    budget: str | None,
-    total: str | None,
-    chunk_tokens: int | None,
-) -> Any:
-    from longfit.docqa import Setup
-
-    return Setup(model, dtype, compressor, attention, _options(option), budget, total, chunk_tokens)
-
-
-def _remembered(folder: str, progress: bool) -> tuple[Any, Any, Any]:
-    """A memory, and its model and tokenizer, loaded and wrapped as they were."""
-    from longfit import Memory
-    from longfit.docqa import Setup
-    from longfit.memory_file import information
-
-    setup = Setup.from_dict(information(Path(folder))["about"].get("setup"))
-    model, tokenizer = setup.prepare(progress=progress)
-    return Memory.load(folder, model), model, tokenizer
-
-
-def _refuse_setup(given: dict[str, Any]) -> None:
-    """A memory is read as it was made."""
-    from longfit.errors import InputError
-
-    if wrong := [name for name, value in given.items() if value]:
-        raise InputError(f"{', '.join(wrong)}: a memory remembers how it was made; compress the document again")
 
 
 def main() -> None:

@@ -198,7 +198,7 @@ class FitMixin:
         bounded = cache.bounded
         per_layer = [[n for row in layer.kept_by_head() for n in row] for layer in bounded]
         return FitReport(
-            method=_named(self.longfit),
+            method=named(self.longfit),
             attention=None if self.longfit.patch is None else repr(self.longfit.patch),
             geometry="packed" if cache.ledger.packed else "original",
             question_aware=cache.question_aware,
@@ -390,7 +390,7 @@ def _bind(base: type, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     return bound
 
 
-def _named(context: FitContext) -> str:
+def named(context: FitContext) -> str:
     """The compressors of a context, for its report."""
     if context.encoder is None:
         return repr(context.method)

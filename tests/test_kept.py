@@ -1,11 +1,18 @@
 """What was kept: the fraction of layers and heads that hold each token, from a memory and from its folder."""
 
+import base64
+import json
+import zlib
+
 import numpy as np
 import pytest
 import torch
 
 import longfit
-from longfit.docqa.kept import OUTSIDE, Kept, kept, kept_on_disk, no_text, token_spans
+from longfit.docqa.document import Document, Page
+from longfit.docqa.kept import OUTSIDE, Kept, kept, kept_on_disk, no_text, spans_of
+from longfit.docqa.kept_picture import picture
+from longfit.docqa.source import Source
 from longfit.errors import InputError, MemoryFileError, UnsupportedFeatureError
 from tests.methods import METHODS
 from tests.test_learned_wrapper import CASES, learned, prompt
@@ -96,18 +103,18 @@ def test_offloading_drops_nothing(tmp_path):
 
 
 def test_a_passage_is_the_mean_of_its_tokens():
-    spans = token_spans([(0, 2), (2, 5), (5, 6), (6, 9), (9, 12)], [(2, 6, 3), (9, 12, 0)])
-    assert spans.tolist() == [
-        [OUTSIDE] * 3,
-        [0, 3, 6],
-        [0, 6, 7],
-        [OUTSIDE] * 3,
-        [1, 0, 3],
-    ]
+    source = Source("##abcd..xyz", (Document("one", "abcd"), Document("two", "xyz")), (2, 8), (0, 2, 5, 6, 8))
+    spans = spans_of(source)
+    assert spans.tolist() == [[OUTSIDE] * 3, [0, 0, 3], [0, 3, 4], [OUTSIDE] * 3, [1, 0, 3]]
     found = Kept(np.array([[0, 1, 0, 0, 1], [0, 1, 1, 0, 0]], np.float32), (0, 1), spans)
     assert found.share.tolist() == [0, 1, 0.5, 0, 0.5]
-    assert found.of_span(3, 7) == 0.75 and found.of_span(6, 7) == 0.5 and found.of_span(0, 1, document=1) == 0.5
-    assert found.of_span(0, 3) is None and found.of_span(0, 3, document=2) is None
+    assert found.of_span(0, 4) == 0.75 and found.of_span(3, 4) == 0.5 and found.of_span(0, 1, document=1) == 0.5
+    assert found.of_span(4, 9) is None and found.of_span(0, 3, document=2) is None
+
+
+def test_a_tokenizer_that_cannot_say_where_tokens_begin_is_refused():
+    with pytest.raises(InputError, match="fast"):
+        spans_of(Source("abc", (Document("one", "abc"),), (0,)))
 
 
 def test_another_text_and_another_folder_are_refused(tmp_path):
@@ -120,3 +127,23 @@ def test_another_text_and_another_folder_are_refused(tmp_path):
     next((tmp_path / "m").glob("*.safetensors")).write_bytes(b"nothing")
     with pytest.raises(MemoryFileError):
         kept_on_disk(tmp_path / "m", no_text(TOKENS))
+
+
+def unpacked(text):
+    given = json.loads(text)
+    cells = sum(len(document["lengths"]) for document in given["documents"])
+    rows = np.frombuffer(zlib.decompress(base64.b64decode(given["map"])), np.uint8)
+    return given, rows.reshape(1 + len(given["layers"]), cells)
+
+
+def test_a_picture_covers_the_whole_text_and_counts_as_javascript_does():
+    text = "a\U0001f600b c"
+    starts = (0, 1, 1, 2, 3)  # two tokens are bytes of the one emoji
+    source = Source(f"{text}##", (Document("one", text, (Page(1, 0, 2), Page(2, 2, 5))),), (0,), (*starts, 5))
+    shares = np.array([[0, 1, 0, 1, 1, 0], [0, 1, 1, 0, 1, 0]], np.float32)
+    given, rows = unpacked(picture(Kept(shares, (1, 3), spans_of(source)), source.documents))
+    (document,) = given["documents"]
+    assert document["lengths"] == [1, 2, 1, 2] and sum(document["lengths"]) == len(text.encode("utf-16-le")) // 2
+    assert document["pages"] == [[1, 0, 3], [2, 3, 6]]
+    assert rows.tolist() == [[0, 75, 50, 100], [0, 50, 100, 100], [0, 100, 0, 100]]
+    assert given["layers"] == [1, 3] and given["share"] == [50, 50, 50]

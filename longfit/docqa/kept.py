@@ -1,6 +1,6 @@
 """What was kept: for every token of a context, the fraction of layers and heads that still hold it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from longfit.docqa.source import Source
 from longfit.errors import InputError, MemoryFileError, UnsupportedFeatureError
 from longfit.memory import Memory
 from longfit.memory_file import information
@@ -115,20 +116,29 @@ def no_text(tokens: int) -> Integers:
     return np.full((tokens, 3), OUTSIDE, dtype=np.int64)
 
 
-def token_spans(offsets: Iterable[tuple[int, int]], documents: Sequence[tuple[int, int, int]]) -> Integers:
+def spans_of(source: Source) -> Integers:
     """Where the tokens of a context lie in its documents, [T, 3] as in `Kept`.
 
-    Args:
-        offsets: start and end of each token in the text that was tokenized (`return_offsets_mapping`).
-        documents: for each document the place of its text in that text: start, end, and how many characters at the
-            document's own start were left out.
+    A token reaches to where the next begins.
+
+    Raises:
+        InputError: the tokenizer could not say where tokens begin.
     """
-    places = np.asarray(list(offsets), dtype=np.int64).reshape(-1, 2)
-    spans = no_text(len(places))
-    for number, (start, end, left_out) in enumerate(documents):
-        inside = (places[:, 0] < end) & (places[:, 1] > start)
+    if not source.token_starts:
+        raise InputError(
+            "what was kept cannot be shown in the text: the tokenizer does not say where its tokens begin; use one of "
+            "the tokenizers library (a fast one)"
+        )
+    starts = np.asarray(source.token_starts, dtype=np.int64)
+    after = np.searchsorted(starts, starts, side="right")
+    ends = np.append(starts, len(source.text))[after]
+    spans = no_text(len(starts))
+    for number, (document, place) in enumerate(zip(source.documents, source.places, strict=True)):
+        stop = place + len(document.text)
+        inside = (starts < stop) & (ends > place)
         spans[inside, 0] = number
-        spans[inside, 1:] = places[inside].clip(start, end) - start + left_out
+        spans[inside, 1] = starts[inside].clip(place, stop) - place
+        spans[inside, 2] = ends[inside].clip(place, stop) - place
     return spans
 
 

@@ -23,7 +23,7 @@ from longfit.docqa.server.library import Library
 from longfit.docqa.server.record import COMPRESSING, READY, Record
 from longfit.docqa.server.text_stream import TextStream
 from longfit.docqa.server.worker import Job
-from longfit.errors import InputError, LongfitError, MemoryFileError
+from longfit.errors import LongfitError, MemoryFileError
 from longfit.families import window_of
 from longfit.memory import Memory
 
@@ -197,8 +197,8 @@ class Engine:
         if len(ids) + asked.max_tokens > window:
             raise ApiError(
                 400,
-                f"the chat has {len(ids):,} tokens and the answer may have {asked.max_tokens:,}; without a document they "
-                f"have to fit the model's {window:,}: upload the long text to /v1/documents and ask about that",
+                f"the chat has {len(ids):,} tokens and the answer may have {asked.max_tokens:,}; without a document "
+                f"they have to fit the model's {window:,}: upload the long text to /v1/documents and ask about that",
                 "context_length_exceeded",
                 "messages",
             )
@@ -309,6 +309,3 @@ def _with_kept(found: Sequence[Citation], held: Kept | None, names: Sequence[str
         else:
             share = held.of_span(citation.start, citation.end, names.index(citation.document))
             yield dataclasses.replace(citation, kept=share)
-
-
-__all__ = ["Answered", "Asked", "Cancelled", "Engine", "InputError"]

@@ -29,7 +29,12 @@ class ApiError(HTTPException):
     """
 
     def __init__(
-        self, status: int, message: str, code: str | None = None, param: str | None = None, retry_after: int | None = None
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(status, message)
         self.code, self.param, self.retry_after = code, param, retry_after
@@ -54,7 +59,9 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail))
     if is_full_disk(error):
-        return ApiError(507, "the server's disk is full: delete documents, or make room in its state folder", "disk_full")
+        return ApiError(
+            507, "the server's disk is full: delete documents, or make room in its state folder", "disk_full"
+        )
     if isinstance(error, LongfitError):
         return ApiError(400, " ".join(str(error).split()), type(error).__name__)
     logger.error("a request failed", exc_info=error)
@@ -84,4 +91,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, known)
     app.add_exception_handler(LongfitError, known)
+    app.add_exception_handler(OSError, known)
     app.add_exception_handler(Exception, known)

@@ -37,7 +37,7 @@ class Library:
         self.home = settings.state / "documents"
         try:
             self.home.mkdir(parents=True, exist_ok=True)
-            self._file_lock = FileLock(settings.state / ".lock")
+            self._file_lock = FileLock(settings.state / ".lock", thread_local=False)
             self._file_lock.acquire(timeout=0)
         except Timeout as error:
             raise InputError(f"another server works on {settings.state}; give this one another --state") from error

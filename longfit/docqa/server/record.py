@@ -26,8 +26,8 @@ class Record:
     """What the server knows of a document (one upload; it may be several files).
 
     Its folder holds `record.json`, `documents.json` (the text, whatever becomes of the memory) and for each model and
-    method that compressed it a memory and a picture of what that kept. Ids and paths are the server's own; what a client
-    calls a document is shown and never opened.
+    method that compressed it a memory and a picture of what that kept. Ids and paths are the server's own; what a
+    client calls a document is shown and never opened.
 
     Attributes:
         id: `doc-` and 24 digits.
@@ -122,9 +122,7 @@ def store(home: Path, documents: Sequence[Document], size: int) -> Record:
         "pages": sum(len(document.pages) for document in documents),
         "created_at": int(time.time()),
     }
-    text = [
-        {"name": d.name, "text": d.text, "pages": [[p.number, p.start, p.end] for p in d.pages]} for d in documents
-    ]
+    text = [{"name": d.name, "text": d.text, "pages": [[p.number, p.start, p.end] for p in d.pages]} for d in documents]
     coming = home / f"{COMING}{made}"
     try:
         coming.mkdir()
@@ -152,8 +150,15 @@ def stored(home: Path) -> tuple[list[Record], list[str]]:
 
 
 def _record(folder: Path, known: dict[str, Any]) -> Record:
-    sizes = {name: int(known[name]) for name in ("bytes", "characters", "pages", "created_at")}
-    return Record(folder.name, folder, tuple(map(str, known["names"])), **sizes)
+    return Record(
+        folder.name,
+        folder,
+        names=tuple(map(str, known["names"])),
+        bytes=int(known["bytes"]),
+        characters=int(known["characters"]),
+        pages=int(known["pages"]),
+        created_at=int(known["created_at"]),
+    )
 
 
 def _key(fingerprint: dict[str, str]) -> str:
