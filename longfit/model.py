@@ -209,7 +209,7 @@ class FitMixin:
         bounded = cache.bounded
         per_layer = [[n for row in layer.kept_by_head() for n in row] for layer in bounded]
         return FitReport(
-            method=_named(self.longfit),
+            method=named(self.longfit),
             attention=None if self.longfit.patch is None else repr(self.longfit.patch),
             geometry="packed" if cache.ledger.packed else "original",
             question_aware=cache.question_aware,
@@ -409,7 +409,7 @@ def _bind(base: type, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     return bound
 
 
-def _named(context: FitContext) -> str:
+def named(context: FitContext) -> str:
     """The compressors of a context, for its report."""
     before = [repr(step) for step in (context.prompt, context.encoder) if step is not None]
     return ", ".join(before if before and isinstance(context.method, KeepAll) else [*before, repr(context.method)])

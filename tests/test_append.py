@@ -54,7 +54,7 @@ def test_a_share_of_the_input_grows_with_it_and_is_saved(tmp_path):
 def test_packed_positions_let_a_memory_grow_past_the_window():
     how = {"budget": "24 tokens", "chunk_tokens": 16}
     model = longfit.wrap(tiny_model("llama"), METHODS["snapkv"](), **how)
-    with pytest.raises(UnsupportedFeatureError, match='window of 512.*geometry="packed"'):
+    with pytest.raises(UnsupportedFeatureError, match=r'window of 512.*geometry="packed"'):
         model.compress(prompt(1, 500)).append(model, prompt(1, 40))
     model = longfit.wrap(tiny_model("llama"), METHODS["snapkv"](), geometry="packed", **how)
     memory = model.compress(prompt(1, 500)).append(model, prompt(1, 40))
