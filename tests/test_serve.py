@@ -184,9 +184,8 @@ def test_a_damaged_memory_is_made_again(tmp_path):
 def test_a_second_server_keeps_its_hands_off_the_folder(tmp_path):
     from longfit.errors import InputError
 
-    with served(tmp_path), pytest.raises(InputError, match="another server"):
-        with served(tmp_path):
-            pass
+    with served(tmp_path), pytest.raises(InputError, match="another server"), served(tmp_path):
+        pass
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(running):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from longfit.compressors import KeepAll
 from longfit.docqa.asking import compress, source_of
 from longfit.docqa.citations import Citation, cite
 from longfit.docqa.kept import Kept, kept, spans_of
@@ -89,6 +90,14 @@ class Engine:
     def __init__(self, model: Any, tokenizer: Any, library: Library) -> None:
         self.model, self.tokenizer, self.library = model, tokenizer, library
         self.context = model.longfit
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What compresses here."""
+        context = self.context
+        parts = (context.encoder, None if isinstance(context.method, KeepAll) else context.method, context.patch)
+        method = " and ".join(part.name for part in parts if part is not None)
+        return {"method": method, "budget": "none" if context.free else str(context.budget)}
 
     # -- documents ------------------------------------------------------------------------------------------------
 

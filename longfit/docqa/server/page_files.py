@@ -8,7 +8,7 @@ from longfit.docqa.server.errors import ApiError
 
 router = APIRouter()
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-NAMES = ("page.html", "page.css", "page.js", "kept.css", "kept.js")
+NAMES = ("page.html", "page.css", "page.js", "kept.css", "kept.js", "icon.svg")
 
 
 def page_file(name: str) -> str:
