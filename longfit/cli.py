@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from longfit.commands.documents import ask, chat, compress, info, remembered
 from longfit.commands.options import (
-    Attention,
     Budget,
     ChunkTokens,
     Compressor,
@@ -85,7 +85,8 @@ def _root(
     pass
 
 
-app.command()(serve)
+for command in (ask, compress, chat, info, serve):
+    app.command()(command)
 
 
 @app.command("list")
@@ -132,93 +133,6 @@ def plan(
 
 
 @app.command()
-def ask(
-    document: Annotated[str, typer.Argument(help="A text file in UTF-8, or - for standard input.")],
-    question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    model: Model = "smollm2-135m",
-    compressor: Annotated[
-        str | None, typer.Option("--compressor", "-c", help="A method; see `longfit list`. snapkv without --attention.")
-    ] = None,
-    attention: Attention = None,
-    budget: Budget = None,
-    total: Total = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")] = 64,
-    agnostic: Annotated[
-        bool, typer.Option("--agnostic", help="Compress the document before the question is known.")
-    ] = False,
-    chunk_tokens: ChunkTokens = None,
-    dtype: Dtype = "auto",
-    option: Options = None,
-    as_json: Json = False,
-) -> None:
-    """Ask a question about a document, or about what `longfit compress` made of one."""
-    from longfit import docqa
-    from longfit.memory_file import is_memory
-
-    if is_memory(document):
-        _refusesetup_of({"--compressor": compressor, "--attention": attention, "--budget": budget, "--total": total})
-        memory, loaded, tokenizer = _remembered(document, not as_json)
-        given = docqa.ask_memory(loaded, tokenizer, memory, question, max_new_tokens=max_new_tokens)
-    else:
-        setup = setup_of(model, dtype, compressor, attention, option, budget, total, chunk_tokens)
-        setup.parts()
-        text = docqa.read_document(document)
-        loaded, tokenizer = setup.prepare(progress=not as_json)
-        given = docqa.ask(loaded, tokenizer, text, question, aware=not agnostic, max_new_tokens=max_new_tokens)
-    if as_json:
-        said = {"answer": given.text, "question": question, "document": document, "report": given.report.to_dict()}
-        print(json.dumps(said))
-        return
-    print(given.text, flush=True)
-    print(given.report, file=sys.stderr)
-
-
-@app.command()
-def compress(
-    document: Annotated[str, typer.Argument(help="A text file in UTF-8, or - for standard input.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to keep the memory in.")],
-    model: Model = "smollm2-135m",
-    compressor: Annotated[
-        str | None, typer.Option("--compressor", "-c", help="A method; see `longfit list`. snapkv without --attention.")
-    ] = None,
-    attention: Attention = None,
-    budget: Budget = None,
-    total: Total = None,
-    chunk_tokens: ChunkTokens = None,
-    dtype: Dtype = "auto",
-    option: Options = None,
-    as_json: Json = False,
-) -> None:
-    """Read a document once and keep what the budget allows, to be asked with `longfit ask FOLDER`."""
-    from longfit import docqa
-
-    setup = setup_of(model, dtype, compressor, attention, option, budget, total, chunk_tokens)
-    setup.parts()
-    text = docqa.read_document(document)
-    loaded, tokenizer = setup.prepare(progress=not as_json)
-    memory = docqa.compress(loaded, tokenizer, text)
-    memory.save(output, about={"document": document, "setup": setup.to_dict()})
-    report = loaded.fit_report
-    if as_json:
-        print(json.dumps({"memory": str(output), "document": document, "report": report.to_dict()}))
-        return
-    print(report, file=sys.stderr)
-    print(output)
-
-
-@app.command()
-def info(
-    memory: Annotated[str, typer.Argument(help="A folder that `longfit compress` wrote.")], as_json: Json = False
-) -> None:
-    """What a saved memory holds, and what it was made by; no model is loaded."""
-    from longfit.memory_file import described, information
-
-    facts = described(information(Path(memory)), Path(memory))
-    width = max(map(len, facts))
-    print(json.dumps(facts) if as_json else "\n".join(f"{key:<{width}}  {value}" for key, value in facts.items()))
-
-
-@app.command()
 def export(
     memory: Annotated[str, typer.Argument(help="A folder that `longfit compress` wrote.")],
     to: Annotated[str, typer.Option("--to", help="cartridge (PEFT) or vllm-prompt-embeds.")],
@@ -229,7 +143,7 @@ def export(
     from longfit.export import exporter
 
     write = exporter(to)
-    kept, loaded, _ = _remembered(memory, not as_json)
+    kept, loaded, _ = remembered(memory, not as_json)
     files = [str(file) for file in write(kept, loaded, output)]
     print(json.dumps({"files": files}) if as_json else "\n".join(files))
 
@@ -377,25 +291,6 @@ def report(
     made = reports.report(run, output) if compare is None else reports.compare(run, compare, output or run)
     print(made.markdown)
     print(f"written: {', '.join(str(file) for file in made.files)}", file=sys.stderr)
-
-
-def _remembered(folder: str, progress: bool) -> tuple[Any, Any, Any]:
-    """A memory, and its model and tokenizer, loaded and wrapped as they were."""
-    from longfit import Memory
-    from longfit.docqa import Setup
-    from longfit.memory_file import information
-
-    setup = Setup.from_dict(information(Path(folder))["about"].get("setup"))
-    model, tokenizer = setup.prepare(progress=progress)
-    return Memory.load(folder, model), model, tokenizer
-
-
-def _refusesetup_of(given: dict[str, Any]) -> None:
-    """A memory is read as it was made."""
-    from longfit.errors import InputError
-
-    if wrong := [name for name, value in given.items() if value]:
-        raise InputError(f"{', '.join(wrong)}: a memory remembers how it was made; compress the document again")
 
 
 def main() -> None:

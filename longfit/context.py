@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -42,6 +42,7 @@ class FitContext:
         free: no budget was given: the encoder compresses every context at its own ratio.
         enabled: False inside `model.disabled()`.
         report: what the last run did.
+        observer: told, while a prefill runs, how many tokens are read and of how many; None for nobody.
     """
 
     method: KVCompressor
@@ -56,6 +57,7 @@ class FitContext:
     free: bool = False
     enabled: bool = True
     report: FitReport | None = None
+    observer: Callable[[int, int], None] | None = None
 
     def plan(
         self, batch_size: int = 1, tokens: int = ANY_LENGTH, packed: bool = False, indexed_tokens: int = 0
@@ -200,6 +202,29 @@ class FitContext:
             )
             return True
         return own == "packed"
+
+    def check_growth(self, ledger: Ledger, tokens: int) -> None:
+        """
+        Raises:
+            UnsupportedFeatureError: a context with these positions cannot grow to `tokens` tokens.
+        """
+        window, extends = window_of(self.config), self.patch is not None and self.patch.extends
+        switch = switching_window(self.config)
+        if ledger.packed or (tokens <= (switch or window)) or (switch is None and (extends or self.geometry)):
+            return
+        raise UnsupportedFeatureError(
+            f"{tokens:,} tokens together pass the model's window of {switch or window:,}, and this memory has the "
+            'positions of a shorter text; compress both texts in one go, or this one first with geometry="packed"'
+        )
+
+    @contextmanager
+    def observed(self, observer: Callable[[int, int], None] | None) -> Iterator[None]:
+        """Inside, `observer(read, total)` is called after every chunk of a prefill."""
+        saved, self.observer = self.observer, observer
+        try:
+            yield
+        finally:
+            self.observer = saved
 
     @contextmanager
     def lossless(self, chunk_tokens: int) -> Iterator[None]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longfit.cache import FitCache
-from longfit.errors import FingerprintError, InputError
+from longfit.errors import FingerprintError, InputError, UnsupportedFeatureError
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,42 @@ class Memory:
         """
         check_same(self.fingerprint, fingerprint)
         return self.cache.fork()
+
+    def append(self, model: Any, input_ids: Tensor) -> "Memory":
+        """The memory that also holds what follows its context; this one does not change.
+
+        Args:
+            model: wrapped as it was when the memory was made.
+            input_ids: [B, T], without padding.
+
+        Raises:
+            FingerprintError: the memory was made by another model or method.
+            UnsupportedFeatureError: a memory of a learned compressor, one made for a question, or one whose positions
+                end before the longer context does.
+        """
+        return model.compress(input_ids, memory=self)
+
+    def grown(self, model: Any, ids: Tensor, mask: Tensor | None, question: Tensor | None) -> FitCache:
+        """A cache to read ids [B, T] into, after this context.
+
+        Raises:
+            FingerprintError, InputError, UnsupportedFeatureError: see `append`.
+        """
+        cache, context = self.fork(model._fingerprint()), model.longfit
+        if self.question is not None or question is not None:
+            raise UnsupportedFeatureError(
+                "a memory that was compressed for one question cannot be added to; compress both texts in one go"
+            )
+        if context.encoder is not None:
+            raise UnsupportedFeatureError(
+                f"{context.encoder.name} makes its memory of the whole context; compress both texts in one go"
+            )
+        if cache.releases:
+            raise UnsupportedFeatureError(f"{context.patch.name} forwards tokens again and cannot be added to")
+        if ids.shape[0] != cache.rows or (mask is not None and not bool(mask.bool().all())):
+            raise InputError(f"the memory has {cache.rows} rows; give as many, of equal length and without padding")
+        context.check_growth(cache.ledger, cache.tokens_in + ids.shape[1])
+        return cache
 
     def check_question(self, ids: Tensor) -> None:
         """

@@ -95,7 +95,11 @@ class FitMixin:
 
     @torch.no_grad()
     def compress(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, question_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        question_ids: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> Memory:
         """Read a context once and keep what the budget allows.
 
@@ -104,6 +108,7 @@ class FitMixin:
             attention_mask: [B, T], zeros for left padding.
             question_ids: [B, Q] a question to choose by, for methods that look at it; it is not stored, and the memory
                 is then for `generate(question_ids, memory=memory)` only.
+            memory: what was read before; the context is read after it, into a copy, within the same budget.
 
         Returns:
             A memory for `generate(ids, memory=memory)`, any number of times; for any question, unless one was given.
@@ -116,7 +121,10 @@ class FitMixin:
             raise UnsupportedFeatureError("compress() needs the wrapper; leave `model.disabled()`")
         check_ids(input_ids)
         B, T = input_ids.shape
-        cache = self.longfit.new_cache(decoder_of(self), B, T)  # type: ignore[arg-type]
+        if memory is not None:
+            cache = memory.grown(self, input_ids, attention_mask, question_ids)
+        else:
+            cache = self.longfit.new_cache(decoder_of(self), B, T)  # type: ignore[arg-type]
         meter, aside = PeakMeter(input_ids.device), 0
         if question_ids is not None:
             aside = self._ask_about(cache, input_ids, question_ids)
@@ -190,7 +198,7 @@ class FitMixin:
         bounded = cache.bounded
         per_layer = [[n for row in layer.kept_by_head() for n in row] for layer in bounded]
         return FitReport(
-            method=_named(self.longfit),
+            method=named(self.longfit),
             attention=None if self.longfit.patch is None else repr(self.longfit.patch),
             geometry="packed" if cache.ledger.packed else "original",
             question_aware=cache.question_aware,
@@ -382,7 +390,7 @@ def _bind(base: type, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     return bound
 
 
-def _named(context: FitContext) -> str:
+def named(context: FitContext) -> str:
     """The compressors of a context, for its report."""
     if context.encoder is None:
         return repr(context.method)

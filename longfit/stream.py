@@ -93,8 +93,9 @@ class Stream:
         cache = self.cache
         padding = self._padding(arguments.pop("attention_mask", None), tokens)
         arguments.pop("position_ids", None)
-        first_call = cache.seen == 0
-        phase = "decode" if tokens.shape[1] == 1 and not first_call else "prefill"
+        first_call, given = cache.seen == 0, tokens.shape[1]
+        asks = want_all or want_last
+        phase = "decode" if tokens.shape[1] == 1 and not first_call and asks else "prefill"
         if self.encoder is not None and first_call:
             tokens = self._compress(self.encoder, tokens, padding or [0] * tokens.shape[0], name)
         if aside and not cache.method.query_aware:  # the encoder has looked at it
@@ -104,9 +105,9 @@ class Stream:
         question = cache.question_tokens if phase == "prefill" and cache.method.query_aware else 0
         cache.question_tokens = 0
         spans = chunk_spans(T - question, cache.chunk_tokens)
-        if want_all or want_last:
+        if asks:
             spans = one_by_one(spans, cache.asking_tokens(total, cache.ledger.padding or padding or [0]))
-        replay = cache.method.replays and phase == "prefill" and (first_call or len(spans) > 1)
+        replay = cache.method.replays and phase == "prefill" and (first_call or not asks or len(spans) > 1)
         tail = tokens[:, T - question :]
         for index, (start, stop) in enumerate(spans):
             last = index == len(spans) - 1
@@ -142,7 +143,13 @@ class Stream:
             if cache.step.hold or replay:
                 cache.trim_together()
             cache.chunks += phase == "prefill" and not cache.step.again_columns
+            if phase == "prefill":
+                self._tell(given - T + stop, given)
             yield outputs, logits
+
+    def _tell(self, read: int, total: int) -> None:
+        if self.model.longfit.observer is not None:
+            self.model.longfit.observer(read, total)
 
     def _compress(self, encoder: LearnedCompressor, tokens: Tensor, padding: list[int], name: str) -> Tensor:
         """Let the encoder make a memory of the context; returns what is left to be read, [B, T]."""
@@ -156,7 +163,8 @@ class Stream:
             raise UnsupportedFeatureError(f"{encoder.name} compresses token ids; inputs_embeds have none")
         asked = encoder.query_aware and cache.question_tokens
         question = tokens[:, T - cache.question_tokens :] if asked else None
-        with nullcontext() if question is None else encoder.asking(question):
+        watched = encoder.watched(lambda read: self._tell(read, T))
+        with watched, nullcontext() if question is None else encoder.asking(question):
             fill(encoder, cache, tokens[:, : made.context], padding, made.ratio, self._read_slots)
         if cache.encoded is not None and cache.encoded.soft is not None:
             cache.raw_ids = tokens[:, made.context : T - cache.question_tokens]

@@ -5,6 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from longfit.docqa.document import Document
+from longfit.docqa.kept import Kept
+from longfit.docqa.lexical import BM25, stands_in
+from longfit.docqa.likelihood import lifts
+from longfit.docqa.passages import Passage, passages
+
+CANDIDATES = 10
+BM25_WEIGHT = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,12 @@ def cite(
     answer: str,
     *,
     n: int = 3,
+    kept: Kept | None = None,
 ) -> list[Citation]:
     """The passages that an answer rests on, best first.
+
+    The passages that share the rarest words with question and answer (BM25) are candidates. Each is scored by how much
+    it raises the likelihood of the answer for the base model, and by its BM25; see `ranked`.
 
     Args:
         model: a model from `longfit.wrap`, or any causal LM.
@@ -52,5 +63,57 @@ def cite(
         documents: what was read.
         question, answer: text.
         n: citations at most.
+        kept: what the memory kept of each token, where that is known.
+
+    Returns:
+        Up to `n`; none where the answer is empty or shares no word with the documents.
     """
-    raise NotImplementedError
+    if n < 1 or not answer.strip():
+        return []
+    found = candidates(documents, question, answer)
+    texts = [candidate.passage.text for candidate in found]
+    raised = lifts(model, tokenizer, texts, question, answer) if found else []
+    best = ranked([candidate.bm25 for candidate in found], raised)
+    return [_citation(documents, found[place].passage, score, question, answer, kept) for place, score in best[:n]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A passage, and its BM25 for the question and the answer together."""
+
+    passage: Passage
+    bm25: float
+
+
+def candidates(documents: Sequence[Document], question: str, answer: str, most: int = CANDIDATES) -> list[Candidate]:
+    """The passages nearest in words to a question and its answer, nearest first."""
+    every = passages(documents)
+    scores = BM25([passage.text for passage in every]).scores(f"{question} {answer}")
+    order = sorted(range(len(every)), key=lambda place: (-scores[place], place))[:most]
+    return [Candidate(every[place], scores[place]) for place in order if scores[place] > 0]
+
+
+def ranked(bm25: Sequence[float], raised: Sequence[float], weight: float = BM25_WEIGHT) -> list[tuple[int, float]]:
+    """Place and score of each candidate, best first: the lift in nats, and BM25 as a share of the best.
+
+    Which of the two ranks better, and how they are weighed, was measured (docs/docqa.md).
+    """
+    most = max(bm25, default=1.0)
+    scores = [lift + weight * lexical / most for lexical, lift in zip(bm25, raised, strict=True)]
+    return sorted(enumerate(scores), key=lambda item: -item[1])
+
+
+def _citation(
+    documents: Sequence[Document], passage: Passage, score: float, question: str, answer: str, kept: Kept | None
+) -> Citation:
+    document = documents[passage.document]
+    return Citation(
+        document=document.name,
+        page=document.page_of(passage.start),
+        start=passage.start,
+        end=passage.end,
+        quote=passage.text,
+        score=score,
+        verified=stands_in(answer, passage.text, question),
+        kept=None if kept is None else kept.of_span(passage.start, passage.end, passage.document),
+    )

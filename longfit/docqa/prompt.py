@@ -52,6 +52,12 @@ def context_of(tokenizer: Any, documents: Sequence[Document], first: bool = True
     return ids, Source(text, tuple(documents), tuple(places), starts)
 
 
+def bare_ids(tokenizer: Any) -> list[int]:
+    """Token ids of a context without any document."""
+    before, _, special = _around(tokenizer, "?")
+    return list(tokenizer(before, add_special_tokens=special)["input_ids"])
+
+
 def question_ids(tokenizer: Any, question: str) -> list[int]:
     """Token ids of what follows a context.
 

@@ -1,5 +1,6 @@
 """Tokens of a long text, with where each begins, made in pieces so that memory stays bounded."""
 
+import hashlib
 import re
 from array import array
 from itertools import islice
@@ -74,3 +75,11 @@ def _harmless(tokenizer: Any, text: str, cut: int) -> bool:
 
     start, stop = cut - AROUND_CUT, cut + AROUND_CUT
     return ids(start, cut) + ids(cut, stop) == ids(start, stop)
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """A hash of what decides the tokens of a prompt: the vocabulary, its rules and the chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    template = getattr(tokenizer, "chat_template", None) or ""
+    return f"sha256:{hashlib.sha256(f'{rules}{template}'.encode()).hexdigest()[:16]}"

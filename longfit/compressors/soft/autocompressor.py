@@ -78,6 +78,7 @@ class AutoCompressor(LearnedCompressor):
             if encoded is not None and self.detach_every and done and done % self.detach_every == 0:
                 encoded = encoded.detach()
             encoded = self.encode(ids[:, start:stop], encoded, ratio or self.ratio)
+            self.observer(stop)
         if encoded is None:
             raise InputError(f"{self.name}: the context is empty")
         return encoded

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
@@ -227,6 +227,7 @@ class LearnedCompressor:
             warnings.warn(f"{self.name}: the adapter was trained for {known} tokens a slot, not for {ratio}")
         for start, stop in self.spans(ids.shape[1]):
             encoded = self.encode(ids[:, start:stop], encoded, ratio)
+            self.observer(stop)
         if encoded is None:
             raise InputError(f"{self.name}: the context is empty")
         return encoded
@@ -285,6 +286,19 @@ class LearnedCompressor:
         if self.trained_ratios:
             return tuple(sorted(self.trained_ratios))
         return (self.ratio,) if self.needs_training else tuple(range(self.ratio, self.ratio + HIGHEST_RATIO))
+
+    @staticmethod
+    def observer(read: int) -> None:
+        """Told how many tokens of a context are compressed; see `watched`."""
+
+    @contextmanager
+    def watched(self, observer: Callable[[int], None]) -> Iterator[None]:
+        """Inside, `observer` is told after every segment how many tokens of the context are compressed."""
+        self.__dict__["observer"] = observer
+        try:
+            yield
+        finally:
+            del self.__dict__["observer"]
 
     # What is drawn while training comes from it (segments of random length); nothing is random without it.
     rng: ClassVar[random.Random | None] = None
