@@ -226,7 +226,8 @@ def _facts(answered: Answered) -> dict[str, Any]:
 def _model(request: Request) -> dict[str, Any]:
     server = request.app.state.server
     name = server.settings.model_name
-    return {"id": name, "object": "model", "created": server.started_at, "owned_by": "longfit"}
+    facts = {**server.engine.about, "upload_limit": server.settings.upload_limit}
+    return {"id": name, "object": "model", "created": server.started_at, "owned_by": "longfit", "longfit": facts}
 
 
 def _check_model(request: Request, name: str) -> None:

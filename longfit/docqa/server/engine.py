@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from longfit.docqa.asking import compress, source_of
+from longfit.compressors import KeepAll
+from longfit.docqa.asking import check_tokenizer, compress, kept_of, source_of
 from longfit.docqa.citations import Citation, cite
-from longfit.docqa.kept import Kept, kept, spans_of
 from longfit.docqa.kept_picture import picture
 from longfit.docqa.prompt import context_of
 from longfit.docqa.server.conversation import Message, after_document_ids, conversation_ids, question_of
 from longfit.docqa.server.errors import ApiError, api_error, is_full_disk
 from longfit.docqa.server.library import Library
-from longfit.docqa.server.record import COMPRESSING, READY, Record
+from longfit.docqa.server.record import COMPRESSING, QUEUED, READY, Record
 from longfit.docqa.server.text_stream import TextStream
 from longfit.docqa.server.worker import Job
-from longfit.errors import LongfitError, MemoryFileError
+from longfit.errors import FingerprintError, LongfitError, MemoryFileError
 from longfit.families import window_of
 from longfit.memory import Memory
 
@@ -90,42 +90,59 @@ class Engine:
         self.model, self.tokenizer, self.library = model, tokenizer, library
         self.context = model.longfit
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What compresses here."""
+        context = self.context
+        parts = (context.encoder, None if isinstance(context.method, KeepAll) else context.method, context.patch)
+        method = " and ".join(part.name for part in parts if part is not None)
+        return {"method": method, "budget": "none" if context.free else str(context.budget)}
+
     # -- documents ------------------------------------------------------------------------------------------------
 
     def read(self, job: Job, record: Record) -> None:
         """Compress a document; what goes wrong is told in its record."""
         try:
-            self.compress(record)
+            self.compress(job, record)
+        except Cancelled:
+            record.status = QUEUED
         except Exception as error:
             if record.id in self.library:
                 known = isinstance(error, LongfitError | ApiError) or is_full_disk(error)
                 logger.warning("%s cannot be compressed: %s", record.id, error, exc_info=None if known else error)
                 self.library.fail(record, api_error(error))
 
-    def compress(self, record: Record) -> Memory:
+    def compress(self, job: Job, record: Record) -> Memory:
         """Read a document into a memory, on disk and in RAM.
 
         Raises:
+            Cancelled: the job was cancelled, or the document removed meanwhile.
             ApiError: 404, the document was removed; 413, it does not fit the memory limit.
             LongfitError: it cannot be compressed.
             OSError, SafetensorError: the memory cannot be written.
         """
-        if record.id not in self.library:
-            self.library.record(record.id)
+        self.library.record(record.id)
         documents = record.documents()
         tokens = len(context_of(self.tokenizer, documents)[0])
         plan = self.context.plan(1, tokens)
-        record.facts = {
+        expected = {
             "tokens_in": tokens,
             "kept_tokens": plan.kept_tokens,
             "kv_bytes": plan.kv_kept_bytes,
             "full_kv_bytes": self.context.shape.full_kv_bytes(tokens),
         }
-        record.status = COMPRESSING
+        record.facts, record.status = expected, COMPRESSING
         started = time.perf_counter()
-        with self.library.reserve(max(plan.prefill_peak_bytes, 2 * plan.kv_kept_bytes)):
+
+        def told(read: int, total: int) -> None:
+            if job.cancelled.is_set() or record.id not in self.library:
+                raise Cancelled
+            record.facts = {**(record.facts or {}), "tokens_done": read}
+
+        room = self.library.reserve(max(plan.prefill_peak_bytes, 2 * plan.kv_kept_bytes))
+        with room, self.context.observed(told):
             memory = compress(self.model, self.tokenizer, documents)
-            facts = record.facts | {
+            facts = expected | {
                 "tokens_in": memory.tokens_in,
                 "kept_tokens": round(memory.kept_tokens, 1),
                 "kv_bytes": memory.kv_bytes,
@@ -139,9 +156,9 @@ class Engine:
     def _save(self, record: Record, memory: Memory, facts: dict[str, Any]) -> None:
         """Write the picture of what was kept, and then the memory, which makes the document ready."""
         source = source_of(memory)
-        if source.token_starts:
+        if (held := kept_of(memory.cache, source)) is not None:
             file = record.picture_file(self.library.fingerprint)
-            file.write_text(picture(kept(memory, spans_of(source)), source.documents), encoding="utf-8")
+            file.write_text(picture(held, source.documents), encoding="utf-8")
         about = {"document": ", ".join(record.names), "served": facts}
         memory.save(record.memory_folder(self.library.fingerprint), about)
 
@@ -157,7 +174,7 @@ class Engine:
         if asked.document is None:
             return self._alone(job, asked)
         record = self.library.record(asked.document)
-        memory = self._memory(record)
+        memory = self._memory(job, record)
         source = source_of(memory)
         ids = after_document_ids(self.tokenizer, asked.messages, source.text)
         new = self._check_fits(memory, len(ids), asked.max_tokens)
@@ -174,21 +191,22 @@ class Engine:
             question_of(asked.messages),
             answered.text.strip(),
             n=asked.citations,
+            kept=kept_of(memory.cache, source),
         )
-        held = kept(memory, spans_of(source)) if source.token_starts else None
-        names = [document.name for document in source.documents]
-        return dataclasses.replace(answered, citations=tuple(_with_kept(found, held, names)))
+        return dataclasses.replace(answered, citations=tuple(found))
 
-    def _memory(self, record: Record) -> Memory:
-        """A document's memory; one that is not there, or damaged, is made again from the text."""
+    def _memory(self, job: Job, record: Record) -> Memory:
+        """A document's memory; one that is damaged, or another tokenizer's, is made again from the text."""
         if record.error is not None:
             raise ApiError(409, f"this document could not be compressed: {record.error['message']}", "document_failed")
         if record.status == READY:
             try:
-                return self.library.memory(record, self.model)
-            except MemoryFileError as error:
+                found = self.library.memory(record, self.model)
+                check_tokenizer(found, self.tokenizer)
+                return found
+            except (MemoryFileError, FingerprintError) as error:
                 logger.warning("the memory of %s is made again: %s", record.id, error)
-        return self.compress(record)
+        return self.compress(job, record)
 
     def _alone(self, job: Job, asked: Asked) -> Answered:
         """A chat without a document is the plain model's, nothing compressed, as long as that fits."""
@@ -300,12 +318,3 @@ def _seeded(seed: int | None) -> Iterator[None]:
 def _end_ids(model: Any) -> list[int]:
     ends = model.generation_config.eos_token_id
     return ends if isinstance(ends, list) else [ends]
-
-
-def _with_kept(found: Sequence[Citation], held: Kept | None, names: Sequence[str]) -> Iterator[Citation]:
-    for citation in found:
-        if held is None or citation.document not in names:
-            yield citation
-        else:
-            share = held.of_span(citation.start, citation.end, names.index(citation.document))
-            yield dataclasses.replace(citation, kept=share)
