@@ -9,7 +9,7 @@ WORD_TOKENS = 32  # longer runs without a space (addresses, base64) are cut
 SENTENCE_TOKENS = 128
 HEADER_TOKENS = 256  # the longest instructions before the first turn that stay as they are
 INSTRUCTING = ("system", "developer")
-ROLE_TOKENS = 4  # the rest of a mark's line, if so short, names a role
+ROLE_LETTERS = 40  # the rest of a mark's line, if so short and one word, names a role
 ENDS = ".!?…"
 FULL_ENDS = "。！？"  # noqa: RUF001
 CLOSING = "\"')]}»”’」』）"  # noqa: RUF001
@@ -148,10 +148,10 @@ def fixed(passage: Passage) -> list[bool]:
 
 def _role_line(passage: Passage, mark: int) -> int:
     """The token after the line that a mark begins, where that is empty or names a role; else the one after the mark."""
-    for stop in range(mark + 1, min(mark + 1 + ROLE_TOKENS, len(passage))):
+    for stop in range(mark + 1, min(mark + 1 + ROLE_LETTERS, len(passage))):
         if "\n" in passage.said(stop, stop + 1):
-            blank = passage.said(mark + 1, stop + 1).strip().count(" ") == 0
-            return stop + 1 if blank else mark + 1
+            line = passage.said(mark + 1, stop + 1).strip()
+            return stop + 1 if len(line) <= ROLE_LETTERS and len(line.split()) <= 1 else mark + 1
     return mark + 1
 
 
