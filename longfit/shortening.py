@@ -34,6 +34,7 @@ def shorten(
     asked: bool,
     allowance: Allowance | None,
     learned: bool,
+    aside: int = 0,
 ) -> Shortened | None:
     """Shorten every row of a prompt; None where nothing is to be left out.
 
@@ -42,6 +43,7 @@ def shorten(
         tail: last tokens of each row that stay as they are: the question, or the last of what was read.
         asked: the tail is the question.
         learned: a learned compressor compresses what is left.
+        aside: last tokens of each row that will not be stored, and do not count.
 
     Raises:
         BudgetError: a row's tail and frame alone are more than the budget.
@@ -50,7 +52,7 @@ def shorten(
     rows = [tuple(row[p:].tolist()) for row, p in zip(ids, padding, strict=True)]
     for row in rows:
         if row not in made:
-            made[row] = _shortened(compressor, row, min(tail, len(row)), asked, allowance, learned)
+            made[row] = _shortened(compressor, row, min(tail, len(row)), asked, allowance, learned, aside)
     if all(len(made[row].ids) == len(row) for row in rows):
         return None
     longest = max(len(made[row].ids) for row in rows)
@@ -74,8 +76,10 @@ def _shortened(
     asked: bool,
     allowance: Allowance | None,
     learned: bool,
+    aside: int,
 ) -> Kept:
-    n, kept = len(row), target(compressor, len(row), allowance, learned)
+    n = len(row)
+    kept = target(compressor, n - aside, allowance, learned) + aside
     if kept >= n:
         return Kept(list(row), list(range(n)))
     context, rest = list(row[: n - tail]), list(row[n - tail :])

@@ -109,7 +109,7 @@ class Stream:
         asks = want_all or want_last
         phase = "decode" if tokens.shape[1] == 1 and not first_call and asks else "prefill"
         if self.prompt is not None and first_call and cache.shortened is None:
-            tokens, padding = self._shorten(self.prompt, tokens, padding, name, want_last)
+            tokens, padding = self._shorten(self.prompt, tokens, padding, name, want_last, aside)
             if labelled and cache.shortened is not None:
                 raise UnsupportedFeatureError(
                     f"labels go with every token, and {self.prompt.name} leaves tokens out; use `model.disabled()`"
@@ -170,11 +170,12 @@ class Stream:
             self.model.longfit.observer(read, total)
 
     def _shorten(
-        self, prompt: PromptCompressor, tokens: Tensor, padding: list[int] | None, name: str, answers: bool
+        self, prompt: PromptCompressor, tokens: Tensor, padding: list[int] | None, name: str, answers: bool, aside: int
     ) -> tuple[Tensor, list[int] | None]:
         """Let the prompt compressor leave out tokens; what is left, [B, T], and its padding.
 
-        Where an answer follows (`answers`) and nobody said what is asked, the last tokens stay.
+        Where an answer follows (`answers`) and nobody said what is asked, the last tokens stay. The last `aside` are a
+        question that is not stored.
         """
         cache = self.cache
         if name != "input_ids":
@@ -182,10 +183,10 @@ class Stream:
         tail = cache.question_tokens or (prompt.window_tokens if answers else 0)
         before = padding or [0] * tokens.shape[0]
         asked, learned = bool(cache.question_tokens), self.encoder is not None
-        cache.shortened = shorten(prompt, tokens, before, tail, asked, cache.allowance, learned)
-        if cache.shortened is None:
+        made = shorten(prompt, tokens, before, tail, asked, cache.allowance, learned, aside)
+        if made is None:
             return tokens, padding
-        made = cache.shortened
+        cache.shortened = made.without_last(aside)
         if cache.ledger.keep_ratio is not None:  # a share of what was given, not of what is left of it
             share_left = min(n / max(1, len(kept)) for n, kept in zip(made.tokens, made.places, strict=True))
             cache.ledger.keep_ratio = min(1.0, cache.ledger.keep_ratio * share_left)

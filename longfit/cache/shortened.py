@@ -62,6 +62,13 @@ class Shortened:
             return later
         return torch.where(positions < n, kept[positions.long().clamp(max=n - 1)], later)
 
+    def without_last(self, n: int) -> "Shortened":
+        """The same without the last `n` tokens of every row, which were kept."""
+        if not n:
+            return self
+        places, tokens = [kept[:-n] for kept in self.places], [total - n for total in self.tokens]
+        return Shortened(self.ids[:, :-n], self.own_padding, places, tokens, self.padding, self.columns)
+
     def spans(self, row: int = 0) -> list[tuple[int, int]]:
         """Stretches of the row's given tokens that were kept, [first, stop)."""
         found: list[tuple[int, int]] = []

@@ -7,8 +7,9 @@ from longfit.compressors.prompt.passage import Passage
 
 WORD_TOKENS = 32  # longer runs without a space (addresses, base64) are cut
 SENTENCE_TOKENS = 128
-HEADER_TOKENS = 128  # what stands before the last mark of the tokenizer's within them is the chat template's
-ROLE_TOKENS = 4  # the rest of a mark's line, if so short, names a role
+HEADER_TOKENS = 256  # the longest instructions before the first turn that stay as they are
+INSTRUCTING = ("system", "developer")
+ROLE_LETTERS = 40  # the rest of a mark's line, if so short and one word, names a role
 ENDS = ".!?…"
 FULL_ENDS = "。！？"  # noqa: RUF001
 CLOSING = "\"')]}»”’」』）"  # noqa: RUF001
@@ -100,7 +101,7 @@ def _ends_sentence(said: str, following: str) -> bool:
         return True
     bare = said.rstrip().rstrip(CLOSING)
     opening = following.strip()[:1]
-    if not bare or opening in (*CLOSING, *ENDS, *FULL_ENDS):
+    if not bare or following[:1] in (*CLOSING, *ENDS, *FULL_ENDS):
         return False
     if bare[-1] in FULL_ENDS:
         return True
@@ -132,14 +133,31 @@ LEVELS: dict[str, Callable[[Passage, Sequence[bool]], list[Unit]]] = {
 
 def fixed(passage: Passage) -> list[bool]:
     """Which tokens are the prompt's frame and stay: the tokenizer's own marks with the name of a role behind them, and
-    the chat template's header before the first turn."""
-    marks = [at for at, mark in enumerate(passage.special) if mark]
+    what a chat template puts before the first turn of the user."""
     found = list(passage.special)
-    for at in marks:
-        line = next((to for to in range(at + 1, len(passage)) if "\n" in passage.said(to, to + 1)), None)
-        if line is not None and line - at <= ROLE_TOKENS and not passage.said(at + 1, line + 1).strip().count(" "):
-            found[at + 1 : line + 1] = [True] * (line - at)
-    header = [at for at in marks if at < HEADER_TOKENS]
-    if header and header[0] == 0:
-        found[: header[-1]] = [True] * header[-1]
+    header = 0
+    for at in (at for at, mark in enumerate(passage.special) if mark):
+        stop = _role_line(passage, at)
+        found[at:stop] = [True] * (stop - at)
+        role = passage.said(at + 1, stop).strip().lower()
+        if not at or header == at:  # the prompt begins with it, or with the instructions before it
+            header = _next_opening(passage, stop) if role.startswith(INSTRUCTING) else 0
+            found[:header] = [True] * header
     return found
+
+
+def _role_line(passage: Passage, mark: int) -> int:
+    """The token after the line that a mark begins, where that is empty or names a role; else the one after the mark."""
+    for stop in range(mark + 1, min(mark + 1 + ROLE_LETTERS, len(passage))):
+        if "\n" in passage.said(stop, stop + 1):
+            line = passage.said(mark + 1, stop + 1).strip()
+            return stop + 1 if len(line) <= ROLE_LETTERS and len(line.split()) <= 1 else mark + 1
+    return mark + 1
+
+
+def _next_opening(passage: Passage, start: int) -> int:
+    """The next mark with a role behind it, where the header may end; 0 if there is none near."""
+    for at in range(start, min(HEADER_TOKENS, len(passage))):
+        if passage.special[at] and passage.said(at + 1, _role_line(passage, at)).strip():
+            return at
+    return 0
