@@ -15,6 +15,7 @@ from longfit.docqa.kept_picture import picture
 from longfit.docqa.source import Source
 from longfit.errors import InputError, MemoryFileError, UnsupportedFeatureError
 from tests.methods import METHODS
+from tests.prompt_models import bpe_tokenizer, prompt_model, story
 from tests.test_learned_wrapper import CASES, learned, prompt
 from tests.tiny import tiny_model
 
@@ -147,3 +148,17 @@ def test_a_picture_covers_the_whole_text_and_counts_as_javascript_does():
     assert document["pages"] == [[1, 0, 3], [2, 3, 6]]
     assert rows.tolist() == [[0, 75, 50, 100], [0, 50, 100, 100], [0, 100, 0, 100]]
     assert given["layers"] == [1, 3] and given["share"] == [50, 50, 50]
+
+
+@pytest.mark.parametrize("steps", [["truncate"], ["truncate", "streaming_llm"]])
+def test_what_a_prompt_compressor_left_out_is_gone_and_the_rest_is_counted_where_it_stood(steps, tmp_path):
+    ids = bpe_tokenizer()(story(4), add_special_tokens=False, return_tensors="pt")["input_ids"]
+    model = longfit.wrap(prompt_model("llama"), steps, budget="20%", tokenizer=bpe_tokenizer())
+    memory = model.compress(ids)
+    memory.save(tmp_path / "m")
+    found = kept(memory, no_text(ids.shape[1]))
+    assert found.share.sum() == pytest.approx(memory.kept_tokens, abs=1e-3)
+    assert set(np.flatnonzero(found.share)) <= set(memory.cache.shortened.places[0].tolist())
+    assert found.share[-8:].tolist() == [1] * 8  # the end of the text, not of the first fifth of it
+    on_disk = kept_on_disk(tmp_path / "m", no_text(ids.shape[1]))
+    assert np.array_equal(on_disk.share, found.share)

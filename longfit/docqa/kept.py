@@ -74,10 +74,17 @@ def kept(memory: Memory, spans: Integers, row: int = 0) -> Kept:
     """
     cache = memory.cache
     tokens = cache.tokens_in - ((cache.ledger.padding or [0])[row] - min(cache.ledger.padding or [0]))
+    left = None
+    if cache.shortened is not None:
+        left, total = cache.shortened.places[row].cpu().numpy(), cache.shortened.tokens[row]
+        tokens = len(left)
     layers = [list(_held(layer, row, tokens)) for layer in cache.bounded]
     sources = None if cache.sources is None else _row(cache.sources.cpu().numpy(), row)
     states = cache.encoded is not None and cache.encoded.states is not None
-    return Kept(_shares(layers, tokens, sources, states), tuple(layer.depth[0] for layer in cache.bounded), spans)
+    shares = _shares(layers, tokens, sources, states)
+    if left is not None:
+        shares = _spread(shares, left, total)
+    return Kept(shares, tuple(layer.depth[0] for layer in cache.bounded), spans)
 
 
 def kept_on_disk(folder: Path, spans: Integers, row: int = 0) -> Kept:
@@ -98,12 +105,18 @@ def kept_on_disk(folder: Path, spans: Integers, row: int = 0) -> Kept:
 
             if "slots" in given:
                 return _of_slots(facts, read, spans, row)
+            shortened = given["shortened"]
+            left = None if shortened is None else read(f"shortened.places.{row}")
+            if given.get("ids"):  # every layer and head holds the same tokens, so they are one layer here
+                whole = np.ones((1, len(left)), dtype=np.float32)
+                return Kept(_spread(whole, left, shortened["tokens"][row]), (0,), spans)
             full = [(place, layer) for place, layer in enumerate(given["layers"]) if "parts" in layer]
             layers = [list(_saved(layer, f"{place}.", read, row)) for place, layer in full]
-            tokens -= _padding(full, row)
+            tokens = tokens - _padding(full, row) if left is None else len(left)
             crossed = "encoded.states" in names
             sources = read("encoded.sources" if crossed else "sources")
             shares = _shares(layers, tokens, None if sources is None else _row(sources, row), crossed)
+            shares = shares if left is None else _spread(shares, left, shortened["tokens"][row])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, InputError):
             raise
@@ -201,6 +214,14 @@ def _shares(layers: list[list[Entries]], tokens: int, sources: Integers | None, 
         if crossed and sources is not None:
             share += _covered(sources[:, 0], sources[:, 1], tokens)
     return shares.clip(0, 1).astype(np.float32)
+
+
+def _spread(shares: Shares, places: Integers, tokens: int) -> Shares:
+    """[L, T] from the shares [L, n] of the tokens at `places` that a prompt compressor left; the others are gone."""
+    spread = np.zeros((shares.shape[0], tokens), dtype=np.float32)
+    for whole, part in zip(spread, shares, strict=True):
+        np.maximum.at(whole, places, part)  # text that was written anew may stand for a token twice
+    return spread
 
 
 def _covered(starts: Integers, stops: Integers, tokens: int) -> NDArray[np.float64]:
