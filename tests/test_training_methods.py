@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from longfit import text_encoders
 from longfit.compressors.soft import available
@@ -67,3 +68,15 @@ def test_the_question_is_what_stands_right_before_the_answer():
     batch = collate([episode([2, 3, 4, 5, 6], 3), episode([7, 8, 9], 2)])
     assert question_of(batch).tolist() == [[3, 4], [7, 8]]
     assert question_of(collate([episode([2, 3, 4], 2), episode([5, 6], None)])).tolist() == [[3], [5]]
+
+
+def test_a_new_reader_trains_on_an_encoder_that_stays_as_it_was_trained(tmp_path):
+    first = recipe(compressor={"arc": {**options_of("arc"), "rank": 2, "cut_layers": 1}}, losses={"ce": 1.0}, steps=2)
+    trained = run(first, tmp_path / "first", loaded=loaded(), quiet=True)
+    options = {"train_encoder": False, "encoder_weights": str(trained.adapter)}
+    second = {**first, "compressor": {"arc": {**first["compressor"]["arc"], **options}}}
+    made = run(second, tmp_path / "second", loaded=loaded(), quiet=True)
+    before, after = (load_file(out.adapter / "encoder" / "adapter_model.safetensors") for out in (trained, made))
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    projectors = [load_file(out.adapter / "modules.safetensors") for out in (trained, made)]
+    assert not torch.equal(*(given["projector.maps.0.weight"] for given in projectors))

@@ -49,7 +49,7 @@ class Adapters:
                 "learned compressor adds its own"
             )
         self.model, self.peft = model, None
-        self._trainable: dict[str, bool] = {}
+        self._names: list[str] = []
         wanted = set(targets or PROJECTIONS + FUSED)
         found = sorted(
             {
@@ -73,14 +73,17 @@ class Adapters:
                 self.peft = get_peft_model(model, config, adapter_name=name)
             else:
                 self.peft.add_adapter(name, config)
-            self._trainable[name] = True
+            self._names.append(name)
         # PEFT freezes the base; that is for whoever trains to decide.
         for name, parameter in model.named_parameters():
             known = name.replace(".base_layer.", ".")
             if known in frozen:
                 parameter.requires_grad_(frozen[known])
         self._layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-        self._acting: str | None = next(iter(self._trainable), None)  # PEFT leaves an adapter on
+        for name in self._names:
+            for parameter in self.parameters(name):
+                parameter.requires_grad_(True)
+        self._acting: str | None = next(iter(self._names), None)  # PEFT leaves an adapter on
         self._switch(None)
 
     @contextmanager
@@ -94,24 +97,25 @@ class Adapters:
             self._switch(before)
 
     def _switch(self, name: str | None) -> None:
-        wanted = name if name in self._trainable else None
+        wanted = name if name in self._names else None
         if wanted == self._acting:
             return
         self._acting = wanted
+        before = [(p, p.requires_grad) for adapter in self._names for p in self.parameters(adapter)]
         for layer in self._layers:
             if self._acting is None:
                 layer.enable_adapters(False)
             else:
                 layer.set_adapter(self._acting)
                 layer.enable_adapters(True)
-        # PEFT ties requires_grad to what acts; a graph that was built before must still reach its weights.
-        for adapter, trainable in self._trainable.items():
-            for parameter in self.parameters(adapter):
-                parameter.requires_grad_(trainable)
+        # PEFT ties requires_grad to what acts: a graph that was built before must still reach its weights, and what
+        # whoever trains has frozen must stay so.
+        for parameter, trainable in before:
+            parameter.requires_grad_(trainable)
 
     @property
     def names(self) -> list[str]:
-        return list(self._trainable)
+        return list(self._names)
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The weights of one adapter."""
@@ -152,7 +156,7 @@ class Adapters:
         if isinstance(self.peft, PeftModel):
             with torch.no_grad():
                 self.peft.unload()
-        self.peft, self._layers, self._trainable = None, [], {}
+        self.peft, self._layers, self._names = None, [], []
 
 
 class SplitAdapters:
