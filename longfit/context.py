@@ -42,6 +42,7 @@ class FitContext:
         free: no budget was given: the encoder compresses every context at its own ratio.
         enabled: False inside `model.disabled()`.
         report: what the last run did.
+        told_packed: it was said that positions are packed.
         observer: told, while a prefill runs, how many tokens are read and of how many; None for nobody.
     """
 
@@ -58,6 +59,7 @@ class FitContext:
     enabled: bool = True
     report: FitReport | None = None
     observer: Callable[[int, int], None] | None = None
+    told_packed: bool = False
 
     def plan(
         self, batch_size: int = 1, tokens: int = ANY_LENGTH, packed: bool = False, indexed_tokens: int = 0
@@ -194,7 +196,9 @@ class FitContext:
         if self.patch is not None and self.patch.extends and self.geometry is None and own == "original":
             return False
         if self.geometry is None and own == "original" and length > window:
-            logger.warning(
+            say = logger.debug if self.told_packed else logger.warning
+            self.told_packed = True
+            say(
                 "%s tokens are past the model's window of %s: positions are packed (geometry='packed'); "
                 "pass geometry= to wrap() to choose yourself",
                 length,

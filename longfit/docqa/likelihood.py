@@ -24,9 +24,10 @@ def lifts(model: Any, tokenizer: Any, texts: Sequence[str], question: str, answe
     Raises:
         InputError: an empty question or text.
     """
+    answer = answer.strip()
     said = tokenizer(answer if getattr(tokenizer, "chat_template", None) else f" {answer}", add_special_tokens=False)
     target = list(said["input_ids"])[:MOST_ANSWER_TOKENS]
-    if not target:
+    if not answer or not target:
         return [0.0] * len(texts)
     asked = question_ids(tokenizer, question)
     prompts = [context_of(tokenizer, [Document("passage", text)])[0] + asked for text in texts]

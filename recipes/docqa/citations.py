@@ -1,6 +1,6 @@
 """How often the cited passage is the one that holds the answer, against BM25's first passage.
 
-    python recipes/docqa/citations.py --data FOLDER -o runs/citations [--answers gold,own] [--sets squad,hotpotqa,longbench]
+    python recipes/docqa/citations.py --data FOLDER -o runs/citations --answers gold,own --sets squad,hotpotqa,longbench
     python recipes/docqa/citations.py -o runs/citations --table
 
 FOLDER holds `ruler/squad.json` (SQuAD 2.0 dev), `ruler/hotpotqa.json` (HotpotQA dev, distractor) and
@@ -8,11 +8,12 @@ FOLDER holds `ruler/squad.json` (SQuAD 2.0 dev), `ruler/hotpotqa.json` (HotpotQA
 context, the context of a LongBench row. The gold passages are those that overlap the answer (SQuAD) or a supporting
 sentence (HotpotQA); LongBench does not say, and there a passage is counted that holds the answer's words in a row.
 
-With `gold` the citations are of the dataset's answer, with `own` of what the model itself says from a SnapKV memory of a
-quarter of the cache. Every row is written as it is done, with the scores of all candidates; started again, it goes on.
+With `gold` the citations are of the dataset's answer, with `own` of what the model itself says from a SnapKV memory of
+a quarter of the cache. Every row is written as it is done, with all candidates' scores; started again, it goes on.
 """
 
 import argparse
+import ast
 import json
 import random
 import re
@@ -88,8 +89,6 @@ def _spans(text: str, answer: str) -> list[tuple[int, int]]:
 
 def _parsed(value: Any) -> Any:
     """A list, or the text of one as Python prints it."""
-    import ast
-
     return ast.literal_eval(value) if isinstance(value, str) else value
 
 
@@ -98,10 +97,8 @@ def measured(model: Any, tokenizer: Any, row: dict[str, Any], answer: str) -> di
     document = Document(row["name"], row["text"])
     every = passages([document])
     index = BM25([passage.text for passage in every])
-    firsts = {
-        name: max(range(len(every)), key=lambda place, s=index.scores(query): (s[place], -place))
-        for name, query in (("bm25_question", row["question"]), ("bm25_both", f"{row['question']} {answer}"))
-    }
+    queries = {"bm25_question": row["question"], "bm25_both": f"{row['question']} {answer}"}
+    firsts = {name: _best(index.scores(query)) for name, query in queries.items()}
     found = candidates([document], row["question"], answer)
     raised = lifts(model, tokenizer, [c.passage.text for c in found], row["question"], answer)
 
@@ -119,6 +116,10 @@ def measured(model: Any, tokenizer: Any, row: dict[str, Any], answer: str) -> di
             for c, lift in zip(found, raised, strict=True)
         ],
     }
+
+
+def _best(scores: list[float]) -> int:
+    return max(range(len(scores)), key=lambda place: (scores[place], -place))
 
 
 def run(data: Path, output: Path, sets: list[str], answers: list[str]) -> None:
