@@ -73,7 +73,7 @@ def test_a_slot_is_shared_out_among_the_tokens_that_it_stands_for(name, tmp_path
     memory = model.compress(prompt(1, TOKENS))
     memory.save(tmp_path / "m")
     found = kept(memory, no_text(TOKENS))
-    sources = memory.cache.sources
+    sources = memory.cache.slot_spans
     lengths = (sources[..., 1] - sources[..., 0]).reshape(-1)
     spread = found.share[: int(sources.max())]
     if int(lengths.sum()) == len(spread):  # every token of the context is in one slot

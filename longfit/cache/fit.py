@@ -36,7 +36,7 @@ class FitCache(Cache):
     Attributes:
         encoded: what a learned compressor made of the context (slots and states; keys and values are in the layers
             only); None without one.
-        sources: [M, 2] or [B, M, 2] for each slot of a learned compressor the first token of the context that it stands
+        slot_spans: [M, 2] or [B, M, 2] for each slot of a learned compressor the first token of the context that it stands
             for, and the one after the last; None without one, or where rows were compressed apart.
         raw_ids: [B, T] the ids that were read raw after soft slots, from which slots can be read again.
 
@@ -61,7 +61,7 @@ class FitCache(Cache):
         self.chunk_tokens = 1
         self.question_aware = False
         self.encoded: Any = None
-        self.sources: Tensor | None = None
+        self.slot_spans: Tensor | None = None
         self.raw_ids: Tensor | None = None
         self.prefill_seconds = self.decode_seconds = 0.0
         layers: list[BoundedLayer | SlidingLayer] = []
@@ -281,8 +281,8 @@ class FitCache(Cache):
         self.rows *= repeats
         if self.encoded is not None:
             self.encoded = self.encoded.repeated(repeats)
-        if self.sources is not None and self.sources.ndim == 3:
-            self.sources = self.sources.repeat_interleave(repeats, 0)
+        if self.slot_spans is not None and self.slot_spans.ndim == 3:
+            self.slot_spans = self.slot_spans.repeat_interleave(repeats, 0)
 
     def fork(self) -> "FitCache":
         """An independent copy; the method and the rotary modules are shared."""

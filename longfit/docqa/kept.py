@@ -75,7 +75,7 @@ def kept(memory: Memory, spans: Integers, row: int = 0) -> Kept:
     cache = memory.cache
     tokens = cache.tokens_in - ((cache.ledger.padding or [0])[row] - min(cache.ledger.padding or [0]))
     layers = [list(_held(layer, row, tokens)) for layer in cache.bounded]
-    sources = None if cache.sources is None else _row(cache.sources.cpu().numpy(), row)
+    sources = None if cache.slot_spans is None else _row(cache.slot_spans.cpu().numpy(), row)
     states = cache.encoded is not None and cache.encoded.states is not None
     return Kept(_shares(layers, tokens, sources, states), tuple(layer.depth[0] for layer in cache.bounded), spans)
 
