@@ -65,7 +65,7 @@ class Memory:
 
         Raises:
             FingerprintError: the memory was made by another model or method.
-            UnsupportedFeatureError: a memory of a learned compressor, one made for a question, or one whose positions
+            UnsupportedFeatureError: a memory of a learned or a prompt compressor, one made for a question, or one whose positions
                 end before the longer context does.
         """
         return model.compress(input_ids, memory=self)
@@ -81,10 +81,11 @@ class Memory:
             raise UnsupportedFeatureError(
                 "a memory that was compressed for one question cannot be added to; compress both texts in one go"
             )
-        if context.encoder is not None:
-            raise UnsupportedFeatureError(
-                f"{context.encoder.name} makes its memory of the whole context; compress both texts in one go"
-            )
+        for step in (context.prompt, context.encoder):
+            if step is not None:
+                raise UnsupportedFeatureError(
+                    f"{step.name} makes its memory of the whole context; compress both texts in one go"
+                )
         if cache.releases:
             raise UnsupportedFeatureError(f"{context.patch.name} forwards tokens again and cannot be added to")
         if ids.shape[0] != cache.rows or (mask is not None and not bool(mask.bool().all())):

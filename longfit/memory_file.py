@@ -173,8 +173,8 @@ def _taken_apart(memory: Memory) -> tuple[dict[str, Any], dict[str, Tensor]]:
         assert cache.raw_ids is not None
         tensors["raw_ids"] = cache.raw_ids
         return facts, tensors
-    if cache.sources is not None and cache.encoded is None:
-        tensors["sources"] = cache.sources
+    if cache.slot_spans is not None and cache.encoded is None:
+        tensors["sources"] = cache.slot_spans
     shortened = None if cache.shortened is None else _shortened(cache.shortened, tensors)
     if shortened is not None and isinstance(cache.method, KeepAll) and cache.encoded is None and cache.patch is None:
         facts["cache"] = {"shortened": shortened, "ids": True, "rows": cache.rows}
@@ -294,7 +294,7 @@ def _put_together(facts: dict[str, Any], tensors: dict[str, Tensor], model: Any)
         setattr(cache.ledger, name, value)
     if given["encoded"] is not None:
         cache.encoded = _encoded_of(given["encoded"], tensors, device)
-    cache.sources = tensors.get("sources", tensors.get("encoded.sources"))
+    cache.slot_spans = tensors.get("sources", tensors.get("encoded.sources"))
     if len(given["layers"]) != len(cache.own_layers):
         raise ValueError(f"{len(given['layers'])} layers for a model of {len(cache.own_layers)}")
     moved = {name: t.to(device) for name, t in tensors.items()}

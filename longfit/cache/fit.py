@@ -37,8 +37,8 @@ class FitCache(Cache):
     Attributes:
         encoded: what a learned compressor made of the context (slots and states; keys and values are in the layers
             only); None without one.
-        sources: [M, 2] or [B, M, 2] for each slot of a learned compressor the first token of the context that it stands
-            for, and the one after the last; None without one, or where rows were compressed apart.
+        slot_spans: [M, 2] or [B, M, 2] for each slot of a learned compressor the first token of the context that it
+            stands for, and the one after the last; None without one, or where rows were compressed apart.
         raw_ids: [B, T] the ids that were read raw after soft slots, from which slots can be read again.
         allowance: what a prompt compressor may leave of a prompt; None without a budget, or without one.
         shortened: what it left; None where it left everything.
@@ -64,7 +64,7 @@ class FitCache(Cache):
         self.chunk_tokens = 1
         self.question_aware = False
         self.encoded: Any = None
-        self.sources: Tensor | None = None
+        self.slot_spans: Tensor | None = None
         self.raw_ids: Tensor | None = None
         self.allowance: Allowance | None = None
         self.shortened: Shortened | None = None
@@ -106,9 +106,9 @@ class FitCache(Cache):
         """Columns so far as the layers count them."""
         return super().get_seq_length(layer_idx)
 
-    def given_places(self, row: int, positions: Tensor) -> Tensor:
+    def sources(self, row: int, positions: Tensor) -> Tensor:
         """Places among the row's tokens as given, of entries at `positions`."""
-        return positions if self.shortened is None else self.shortened.given_places(row, positions)
+        return positions if self.shortened is None else self.shortened.sources(row, positions)
 
     @property
     def nbytes(self) -> int:
@@ -300,8 +300,8 @@ class FitCache(Cache):
         self.rows *= repeats
         if self.encoded is not None:
             self.encoded = self.encoded.repeated(repeats)
-        if self.sources is not None and self.sources.ndim == 3:
-            self.sources = self.sources.repeat_interleave(repeats, 0)
+        if self.slot_spans is not None and self.slot_spans.ndim == 3:
+            self.slot_spans = self.slot_spans.repeat_interleave(repeats, 0)
         if self.shortened is not None:
             self.shortened = self.shortened.repeated(repeats)
 

@@ -53,7 +53,7 @@ class Shortened:
     padding: list[int]
     columns: int
 
-    def given_places(self, row: int, positions: Tensor) -> Tensor:
+    def sources(self, row: int, positions: Tensor) -> Tensor:
         """Places among the tokens given, of tokens at `positions` of the row as the cache counts."""
         kept = self.places[row].to(positions.device)
         n = kept.shape[0]

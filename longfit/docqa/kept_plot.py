@@ -38,7 +38,7 @@ def png(kept: Kept, documents: Sequence[Document], title: str, facts: Sequence[s
         above.set_ylabel("layer")
         above.set_yticks(range(0, len(layers), max(1, len(layers) // 6)))
         above.set_yticklabels([str(kept.layers[n]) for n in above.get_yticks().astype(int)])
-        below.imshow(as_page(kept, documents), interpolation="auto", interpolation_stage="rgba", **look)
+        below.imshow(_leaded(as_page(kept, documents)), interpolation="auto", interpolation_stage="rgba", **look)
         below.set_axis_off()
         figure.suptitle(f"What was kept of {_short(title)}", x=0.01, ha="left", fontsize=11)
         above.set_title(_short(", ".join(facts[:3]), 150), loc="left")
@@ -79,6 +79,14 @@ def _lines(kept: Kept, number: int, text: str) -> Iterator[NDArray[np.float32]]:
         for start in range(at, max(at + 1, at + len(line)), LINE_CHARACTERS):
             yield shares[start : min(start + LINE_CHARACTERS, at + len(line))]
         at += len(line) + 1
+
+
+def _leaded(page: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The page with room between its lines: as much as half of a line."""
+    height, width = page.shape
+    spaced = np.full((height, 3, width), np.nan, dtype=np.float32)
+    spaced[:, :2] = page[:, None]
+    return spaced.reshape(3 * height, width)
 
 
 def _short(text: str, most: int = 90) -> str:

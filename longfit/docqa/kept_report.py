@@ -75,8 +75,8 @@ def page(held: Kept, source: Source, title: str, facts: Sequence[str]) -> str:
         f'<p class="facts">{html.escape(" · ".join(facts))}</p>\n'
         '<div class="layers"><label for="layer">Layers</label><output id="layer-name" for="layer"></output>'
         '<input type="range" id="layer" min="0" max="0" step="1" value="0"></div>\n'
-        '<p class="legend">dropped <i class="k1"></i><i class="k3"></i><i class="k5"></i><i class="k8"></i> kept by '
-        "every head</p>\n"
+        '<p class="legend">dropped <i class="k0"></i><i class="k1"></i><i class="k3"></i><i class="k5"></i>'
+        '<i class="k8"></i> kept by every head</p>\n'
         '<div id="kept" class="kept-text" tabindex="0" role="region" aria-labelledby="title"></div>\n'
         f'<script type="application/json" id="data">{data}</script>\n<script type="module">\n{script}</script>\n'
         "</body>\n</html>\n"

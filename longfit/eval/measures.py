@@ -84,7 +84,7 @@ def kept_map(cache: FitCache, tokens: int, bins: int = BINS) -> list[list[int]]:
         for part in layer.parts:
             if part.store is None or part.rows.start != 0:
                 continue
-            places = cache.given_places(0, part.store.positions[0].cpu().long())
+            places = cache.sources(0, part.store.positions[0].cpu().long())
             heads += places.shape[0]
             inside = places[places < tokens]
             counts += torch.bincount(inside * bins // tokens, minlength=bins)

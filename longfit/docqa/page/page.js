@@ -363,8 +363,7 @@ async function start() {
     $("about").textContent = `${state.model.id} · ${method} · budget ${budget}`;
     $("formats").textContent += `, up to ${bytes(limit)}`;
     await refresh();
-    const ready = state.documents.find((document) => document.status === "ready");
-    if (ready) choose(ready.id);
+    if (state.documents.length) choose((state.documents.find((given) => given.status === "ready") ?? state.documents[0]).id);
   } catch (error) {
     problem(error.message);
   }

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from longfit.docqa.server.asked import Answered, Asked
 from longfit.docqa.server.conversation import Message
-from longfit.docqa.server.engine import Answered, Asked
 from longfit.docqa.server.errors import ApiError, api_error
 from longfit.docqa.server.worker import Job
 
