@@ -65,8 +65,8 @@ class Memory:
 
         Raises:
             FingerprintError: the memory was made by another model or method.
-            UnsupportedFeatureError: a memory of a learned or a prompt compressor, one made for a question, or one whose positions
-                end before the longer context does.
+            UnsupportedFeatureError: a memory of a learned or a prompt compressor, one made for a question, or one
+                whose positions end before the longer context does.
         """
         return model.compress(input_ids, memory=self)
 

@@ -15,7 +15,6 @@ from longfit.docqa.kept_picture import picture
 from longfit.docqa.source import Source
 from longfit.errors import InputError, MemoryFileError, UnsupportedFeatureError
 from tests.methods import METHODS
-from tests.prompt_models import bpe_tokenizer, prompt_model, story
 from tests.test_learned_wrapper import CASES, learned, prompt
 from tests.test_prompt_wrapper import CONTEXT, bpe_tokenizer, prompt_model
 from tests.tiny import tiny_model
