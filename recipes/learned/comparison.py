@@ -41,7 +41,7 @@ PRUNING: dict[str, dict[str, Any]] = {
     "keydiff": {},
     "streaming_llm": {},
 }
-ANSWER_TOKENS, BATCH, TARGET = 12, 8, 80
+ANSWER_TOKENS, BATCH, TARGET = 8, 8, 80
 WIKI = "text/wiki/wikitext2_raw_{}.jsonl"
 TEXTS = {"files": WIKI.format("validation"), "eval_files": WIKI.format("test")}
 SOURCES: list[dict[str, Any]] = [
