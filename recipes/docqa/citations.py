@@ -48,16 +48,18 @@ def squad(data: Path) -> Iterator[dict[str, Any]]:
                     start = len(text) + given["answer_start"]
                     questions.append((asked, given["text"], (start, start + len(given["text"]))))
             text += paragraph["context"]
-        for asked, answer, span in pick.sample(questions, SQUAD_EACH):
+        for asked, answer, span in pick.sample(questions, min(SQUAD_EACH, len(questions))):
             yield _row("squad", asked["id"], article["title"], text, asked["question"], answer, [span])
 
 
 def hotpotqa(data: Path) -> Iterator[dict[str, Any]]:
     """Questions to all ten paragraphs of their context."""
     rows = json.loads((data / "ruler" / "hotpotqa.json").read_text())
+    rows = [{**row, **{name: _parsed(row[name]) for name in ("context", "supporting_facts")}} for row in rows]
+    rows = [row for row in rows if all(len(fact) == 2 for fact in row["supporting_facts"])]  # others lack the numbers
     for row in random.Random(SEED).sample(rows, HOTPOT):
-        context, facts = (_parsed(row[name]) for name in ("context", "supporting_facts"))
-        supporting = {(title, number) for title, number in facts}
+        context = row["context"]
+        supporting = {(title, number) for title, number in row["supporting_facts"]}
         text, spans = "", []
         for title, sentences in context:
             text += ("\n\n" if text else "") + f"{title}\n"
