@@ -30,14 +30,14 @@ from longfit.docqa.passages import Passage, passages
 from longfit.eval.intervals import wilson
 
 SEED = 42
-SQUAD_EACH, HOTPOT, LONGBENCH_EACH = 3, 100, 34
+SQUAD_ROUNDS, HOTPOT, LONGBENCH_EACH = (3, 4), 100, 34
 LONGBENCH = ("hotpotqa", "2wikimqa", "multifieldqa_en")
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 
 def squad(data: Path) -> Iterator[dict[str, Any]]:
-    """Some questions of every article, to the whole article."""
-    pick = random.Random(SEED)
+    """Three questions of every article to the whole of it, and then four more of each."""
+    pick, articles = random.Random(SEED), []
     for article in json.loads((data / "ruler" / "squad.json").read_text())["data"]:
         text, questions = "", []
         for paragraph in article["paragraphs"]:
@@ -48,8 +48,13 @@ def squad(data: Path) -> Iterator[dict[str, Any]]:
                     start = len(text) + given["answer_start"]
                     questions.append((asked, given["text"], (start, start + len(given["text"]))))
             text += paragraph["context"]
-        for asked, answer, span in pick.sample(questions, min(SQUAD_EACH, len(questions))):
-            yield _row("squad", asked["id"], article["title"], text, asked["question"], answer, [span])
+        articles.append((article["title"], text, questions))
+    for each in SQUAD_ROUNDS:
+        for title, text, questions in articles:
+            for chosen in pick.sample(questions, min(each, len(questions))):
+                questions.remove(chosen)
+                asked, answer, span = chosen
+                yield _row("squad", asked["id"], title, text, asked["question"], answer, [span])
 
 
 def hotpotqa(data: Path) -> Iterator[dict[str, Any]]:
