@@ -28,7 +28,7 @@ def prepared() -> tuple[Any, Any]:
 
     model, tokenizer = longfit.load(MODEL, progress=False)
     model = longfit.wrap(model, COMPRESSOR, budget=BUDGET)
-    ask(model, tokenizer, "A short text that warms up. " * 20, QUESTION, max_new_tokens=2)
+    ask(model, tokenizer, "A short text that warms up. " * 60, QUESTION, max_new_tokens=2)
     return model, tokenizer
 
 
@@ -94,10 +94,8 @@ def main() -> None:
     )
     size = sum(file.stat().st_size for file in folder.iterdir())
     ratios = [statistics.median(t["prefill"]) / statistics.median(t["load"]) for t in (times, cpu)]
-    print(
-        "| tokens | kept a layer | on disk | load and first token | prefill and first token | ratio of the medians | ratio in CPU time |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    heads = ["tokens", "kept a layer", "on disk", "load and first token", "prefill and first token", "ratio"]
+    print(f"| {' | '.join(heads)} | ratio in CPU time |\n{'|---' * (len(heads) + 1)}|")
     shown = ["/".join(f"{t:.2f}" for t in times[how]) for how in ("load", "prefill")]
     print(
         f"| {rows[0]['tokens_in']:,} | {rows[0]['kept_tokens']:,.0f} | {size / 2**20:.1f} MiB | {shown[0]} s | "
