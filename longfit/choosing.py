@@ -5,12 +5,16 @@ from typing import Any
 
 from longfit import attention as attentions
 from longfit.attention import AttentionPatch
-from longfit.compressors import KeepAll, KVCompressor, LearnedCompressor, get
+from longfit.compressors import KeepAll, KVCompressor, LearnedCompressor, PromptCompressor, get
 from longfit.errors import InputError, UnsupportedFeatureError
 
 
-def compressors_of(compressor: Any, options: dict[str, Any]) -> tuple[LearnedCompressor | None, KVCompressor]:
-    """What makes a memory of the context, if anything, and what trims the cache: copies, to be bound to one model.
+def compressors_of(
+    compressor: Any, options: dict[str, Any]
+) -> tuple[PromptCompressor | None, LearnedCompressor | None, KVCompressor]:
+    """What shortens the prompt and what makes a memory of the context, if anything, and what trims the cache.
+
+    They are copies, to be bound to one model.
 
     Raises:
         InputError, UnknownNameError: not a compressor.
@@ -20,20 +24,28 @@ def compressors_of(compressor: Any, options: dict[str, Any]) -> tuple[LearnedCom
     made = [copy.copy(_compressor(step, options if len(steps) == 1 else {})) for step in steps]
     if len(steps) > 1 and options:
         raise InputError(f"options {', '.join(options)} go to the compressor objects of a pipeline")
+    prompts = [step for step in made if isinstance(step, PromptCompressor)]
     learned = [step for step in made if isinstance(step, LearnedCompressor)]
     trims = [step for step in made if isinstance(step, KVCompressor)]
-    if len(learned) > 1 or len(trims) > 1 or made != [*learned, *trims]:
+    ordered = [*prompts, *learned, *trims]
+    if (
+        len(prompts) > 1
+        or len(learned) > 1
+        or len(trims) > 1
+        or any(a is not b for a, b in zip(made, ordered, strict=True))
+    ):
         raise UnsupportedFeatureError(
-            "a pipeline is one learned compressor and then one that trims the cache, such as ['strided_kv', 'snapkv']"
+            "a pipeline is one prompt compressor, then one learned compressor, then one that trims the cache, each of "
+            "them or not, such as ['sentinel', 'snapkv'] or ['strided_kv', 'snapkv']"
         )
     method = trims[0] if trims else KeepAll()
     if learned and method.replays:
         raise UnsupportedFeatureError(f"{method.name} reads the context again, which a learned memory has not kept")
-    return (learned[0] if learned else None), method
+    return (prompts[0] if prompts else None), (learned[0] if learned else None), method
 
 
 def _compressor(compressor: Any, options: dict[str, Any]) -> Any:
-    kinds = (KVCompressor, LearnedCompressor)
+    kinds = (KVCompressor, LearnedCompressor, PromptCompressor)
     if isinstance(compressor, str):
         return get(compressor, **options)
     if isinstance(compressor, type) and issubclass(compressor, kinds):

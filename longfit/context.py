@@ -11,18 +11,20 @@ from transformers import PreTrainedConfig
 
 from longfit.attention.base import AttentionPatch
 from longfit.budget import MemoryBudget, ModelShape, Plan, entry_bytes, plan
-from longfit.cache import FULL, GROWTH, FitCache, Ledger, layer_types
-from longfit.compressors import KVCompressor, LearnedCompressor
+from longfit.cache import FULL, GROWTH, Allowance, FitCache, Ledger, layer_types
+from longfit.compressors import KeepAll, KVCompressor, LearnedCompressor, PromptCompressor
+from longfit.compressors.prompt.lm import LOGIT_ROWS
 from longfit.errors import BudgetError, InputError, UnsupportedFeatureError, UnsupportedModelError
 from longfit.families import switching_window, window_of
 from longfit.report import FitReport
+from longfit.shortening import target
 
 logger = logging.getLogger("longfit")
 
 ANY_LENGTH = 2**40
 DEFAULT_CHUNK_TOKENS = 1024
 MIN_CHUNK_TOKENS = 64
-ANGLE_BYTES = 4
+ANGLE_BYTES = FLOAT_BYTES = 4
 
 
 @dataclass
@@ -39,7 +41,8 @@ class FitContext:
         base_implementation: the attention backend underneath.
         patch: the attention of the full-attention layers; None for full attention.
         encoder: the learned compressor that makes a memory of the context; None for none.
-        free: no budget was given: the encoder compresses every context at its own ratio.
+        prompt: the prompt compressor that shortens the input first; None for none.
+        free: no budget was given: what compresses the context does so to its own size.
         enabled: False inside `model.disabled()`.
         report: what the last run did.
         told_packed: it was said that positions are packed.
@@ -55,6 +58,7 @@ class FitContext:
     base_implementation: str
     patch: AttentionPatch | None = None
     encoder: LearnedCompressor | None = None
+    prompt: PromptCompressor | None = None
     free: bool = False
     enabled: bool = True
     report: FitReport | None = None
@@ -108,13 +112,27 @@ class FitContext:
         if self.encoder is not None:  # a segment in every layer, and the memory while it is joined and handed over
             copies = 3 * kept if self.encoder.memory == "kv" else 0
             encoding = entry_bytes(shape, 0) * (self.encoder.segment_tokens + copies) * shape.full_layers
-        return scoring + held + attending + encoding
+        reading = 0
+        if self.prompt is not None and self.prompt.reads:
+            reading = entry_bytes(shape, 0) * self.prompt.held_tokens * shape.full_layers
+            reading += 2 * FLOAT_BYTES * LOGIT_ROWS * int(getattr(self.config, "vocab_size", 0))
+        return scoring + held + attending + encoding + reading
 
     def _layer_bytes(self, tokens: int) -> int:
         if self.patch is None:
             return 0
         shape = self.shape
         return self.patch.layer_bytes(tokens, shape.kv_heads, shape.query_heads, shape.key_dim, shape.dtype_bytes)
+
+    @property
+    def looks_at_questions(self) -> bool:
+        """A step chooses with the question, where it is known."""
+        return any(step is not None and step.query_aware for step in (self.prompt, self.encoder, self.method))
+
+    def limit_of(self, cache: FitCache) -> int | None:
+        """Tokens of a layer that the budget allows a cache; None for a ratio."""
+        allowance = cache.allowance
+        return cache.ledger.kept_tokens if allowance is None or not allowance.last else allowance.kept_tokens
 
     def new_cache(self, decoder: nn.Module, batch_size: int, tokens: int, new_tokens: int = 0) -> FitCache:
         """An empty cache for `batch_size` rows of up to `tokens` tokens and `new_tokens` to be generated.
@@ -123,7 +141,11 @@ class FitContext:
             BudgetError: the budget cannot be met for this input.
             UnsupportedModelError: the model's RoPE changes within this input.
         """
-        window = window_of(self.config)
+        window, given = window_of(self.config), tokens
+        allowance = self._allowance(batch_size, given, new_tokens)
+        if self.prompt is not None:  # what is left of the prompt is all that the cache sees
+            tokens = target(self.prompt, given, allowance, self.encoder is not None)
+            self._check_window(self.prompt, tokens + new_tokens, window)
         packed = self._packed(tokens + new_tokens, window)
         if self.encoder is not None:
             self._check_encoder(self.encoder, tokens + new_tokens, window)
@@ -139,7 +161,7 @@ class FitContext:
                 'stream cannot follow; use wrap(..., geometry="packed")'
             )
         ratio = self.budget.keep_ratio
-        known = tokens if ratio is not None else ANY_LENGTH
+        known = given if ratio is not None else ANY_LENGTH
         made = self.plan(batch_size, known, packed, indexed_tokens=tokens + new_tokens)
         kept = made.kept_tokens
         chunk = made.chunk_tokens
@@ -157,10 +179,35 @@ class FitContext:
                     f'the largest budget that would do is "{max(1, window - MIN_CHUNK_TOKENS)} tokens"'
                 )
         # Without a budget a learned memory takes what it takes.
-        ledger = Ledger(ANY_LENGTH, None, packed) if self.free else Ledger(None if ratio else kept, ratio, packed)
+        # Nothing trims behind a prompt compressor alone; only a promise in bytes bounds what is generated too.
+        in_bytes = ratio is None and self.budget.kept_tokens is None
+        unbounded = self.free or (allowance is not None and allowance.last and not in_bytes)
+        ledger = Ledger(ANY_LENGTH, None, packed) if unbounded else Ledger(None if ratio else kept, ratio, packed)
         cache = FitCache(self.config, decoder, self.method, ledger, window, self.patch)
-        cache.chunk_tokens = chunk
+        cache.chunk_tokens, cache.allowance = chunk, allowance
         return cache
+
+    def _allowance(self, batch_size: int, tokens: int, new_tokens: int) -> Allowance | None:
+        """What the prompt compressor may leave of a prompt of `tokens` tokens; None without one, or without a budget.
+
+        Nothing trims behind a prompt compressor alone: a budget in tokens or per cent is then what the prompt becomes,
+        and one in bytes leaves room for what is generated.
+        """
+        if self.prompt is None or self.free:
+            return None
+        last = self.encoder is None and isinstance(self.method, KeepAll)
+        if self.budget.keep_ratio is not None:
+            return Allowance(None, self.budget.keep_ratio, last)
+        in_bytes = self.budget.kept_tokens is None
+        kept = self.plan(batch_size).kept_tokens
+        return Allowance(kept, None, last, new_tokens if last and in_bytes else 0)
+
+    def _check_window(self, prompt: PromptCompressor, length: int, window: int) -> None:
+        if length > window and self.encoder is None and isinstance(self.method, KeepAll):
+            raise BudgetError(
+                f"{prompt.name} would leave {length:,} tokens with the answer, more than the model's window of "
+                f'{window:,}; give a budget such as "{window // 2} tokens", or a KV method behind it'
+            )
 
     def _length(self, tokens: int) -> int:
         """Entries that an input of `tokens` tokens becomes before anything is trimmed."""
@@ -233,9 +280,10 @@ class FitContext:
     @contextmanager
     def lossless(self, chunk_tokens: int) -> Iterator[None]:
         """Everything is kept, in chunks of this size: what the streaming path itself does to the numbers."""
-        saved = self.budget, self.chunk_tokens, self.geometry
+        saved = self.budget, self.chunk_tokens, self.geometry, self.prompt
         self.budget, self.chunk_tokens, self.geometry = MemoryBudget(keep_ratio=1.0), chunk_tokens, "original"
+        self.prompt = None
         try:
             yield
         finally:
-            self.budget, self.chunk_tokens, self.geometry = saved
+            self.budget, self.chunk_tokens, self.geometry, self.prompt = saved

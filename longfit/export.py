@@ -117,7 +117,8 @@ def cartridge_prefix(memory: Memory, model: Any) -> list[tuple[Tensor, Tensor]]:
     M, ledger = sizes.pop(), cache.ledger
     if M == 0 or (cache.encoded is not None and cache.encoded.states is not None):
         raise UnsupportedFeatureError("a memory that is read by cross-attention has no keys and values to export")
-    following = M if ledger.packed and not ledger.frozen else ledger.base[0] if ledger.packed else cache.tokens_in
+    seen = cache.seen - min(ledger.padding or [0])
+    following = M if ledger.packed and not ledger.frozen else ledger.base[0] if ledger.packed else seen
     prefix = []
     for layer in cache.bounded:
         store = layer.parts[0].store

@@ -96,7 +96,7 @@ def place_encoded(
     read_slots: Any,
 ) -> None:
     """Put what rows were compressed to into an empty cache that then has seen `columns` columns."""
-    cache.sources = encoded[0][1].sources if len(encoded) == 1 else None
+    cache.slot_spans = encoded[0][1].sources if len(encoded) == 1 else None
     if encoder.memory == "kv":
         memos = [Memo(rows, _placed(given), given.next_position) for rows, given in encoded]
         place(cache, memos, padding, columns, GROWTH_TOKENS)

@@ -6,6 +6,12 @@ from typing import Any
 
 from longfit.errors import UnknownNameError
 
+KINDS = {
+    "kv": "KV compressors: what the cache keeps",
+    "learned": "Learned compressors: the context becomes fewer slots",
+    "prompt": "Prompt compressors: the prompt becomes shorter before it is read",
+}
+
 
 def listing(what: str) -> list[dict[str, Any]]:
     """One mapping of facts per compressor, attention patch, adapter, model, recipe or task.
@@ -49,10 +55,23 @@ def listing(what: str) -> list[dict[str, Any]]:
 
 def _facts(method: Any) -> dict[str, Any]:
     shown = {name: value if _plain(value) else repr(value) for name, value in method.options().items()}
+    if hasattr(method, "choose"):
+        return {
+            "name": method.name,
+            "summary": method.summary,
+            "kind": "prompt",
+            "question_aware": bool(method.query_aware),
+            "scores": method.scores,
+            "reads_the_text": bool(method.reads),
+            "options": shown,
+            "deviations": method.deviations,
+            "source": method.source,
+        }
     if hasattr(method, "memory"):
         return {
             "name": method.name,
             "summary": method.summary,
+            "kind": "learned",
             "memory": method.memory,
             "trains": method.trains,
             "needs_training": bool(method.needs_training),
@@ -65,6 +84,7 @@ def _facts(method: Any) -> dict[str, Any]:
     return {
         "name": method.name,
         "summary": method.summary,
+        "kind": "kv",
         "question_aware": bool(method.query_aware),
         "phases": list(method.phases),
         "geometry": method.geometry,
@@ -114,12 +134,16 @@ def _first_comment(path: Path) -> str:
 
 
 def blocks(rows: list[dict[str, Any]]) -> str:
-    """A line with name and summary per row, and under it what else is known."""
+    """A line with name and summary per row, and under it what else is known; rows of each kind under a heading."""
+    kinds = dict.fromkeys(row.get("kind") for row in rows)
+    if len(kinds) > 1:
+        parts = [(KINDS[kind], blocks([row for row in rows if row["kind"] == kind])) for kind in KINDS if kind in kinds]
+        return "\n\n".join(f"{heading}\n\n{text}" for heading, text in parts)
     width = max((len(row["name"]) for row in rows), default=0)
     lines = []
     for row in rows:
         lines.append(f"{row['name']:<{width}}  {row['summary']}".rstrip())
-        more = {key: value for key, value in row.items() if key not in ("name", "summary") and value}
+        more = {key: value for key, value in row.items() if key not in ("name", "summary", "kind") and value}
         if more:
             shown = (_shown(key, value) for key, value in more.items())
             lines.append(" " * (width + 2) + "; ".join(shown))
@@ -132,6 +156,8 @@ def _shown(key: str, value: Any) -> str:
     if isinstance(value, list):
         value = "+".join(value)
     label = key.replace("_", " ").removesuffix(" aware")
-    return {"question": "looks at the question", "ready": "ready in the cache folder"}.get(
-        label, label if value is True else f"{label} {value}"
-    )
+    return {
+        "question": "looks at the question",
+        "ready": "ready in the cache folder",
+        "reads the text": "a language model reads the text",
+    }.get(label, label if value is True else f"{label} {value}")

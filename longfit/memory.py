@@ -38,6 +38,11 @@ class Memory:
         return self.cache.kept_tokens
 
     @property
+    def kept_spans(self) -> list[tuple[int, int]] | None:
+        """Stretches [first, stop) of the first row's tokens that a prompt compressor kept; None if it left out none."""
+        return None if self.cache.shortened is None else self.cache.shortened.spans()
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes allocated."""
         return self.cache.nbytes
@@ -104,7 +109,8 @@ class Memory:
     def save(self, folder: str | os.PathLike[str], about: dict[str, Any] | None = None) -> Path:
         """Write the memory to a folder (`context.json`, a safetensors file, the source), whole or not at all.
 
-        What is saved of soft slots is the slots, not the keys and values that the model makes of them.
+        What is saved of soft slots is the slots, and of a prompt compressor alone the token ids that it kept, not the
+        keys and values that the model makes of them.
 
         Args:
             about: anything else that JSON can hold, to be found again with `longfit info`.
@@ -150,7 +156,7 @@ def check_same(made_by: dict[str, str], here: dict[str, str]) -> None:
 
 def fingerprint(model: Any, context: Any) -> dict[str, str]:
     """What a memory depends on: model, weights, dtype, method, attention and learned compressor."""
-    config, encoder = context.config, context.encoder
+    config, encoder, prompt = context.config, context.encoder, context.prompt
     own = [] if encoder is None else [p for group in encoder.parameters().values() for p in group]
     made = {
         "model": f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}",
@@ -162,6 +168,8 @@ def fingerprint(model: Any, context: Any) -> dict[str, str]:
         made["attention"] = repr(context.patch)
         if learned := context.patch.learned():
             made["attention's learned weights"] = digest(learned)
+    if prompt is not None:
+        made["prompt compressor"] = prompt.fingerprint()
     if encoder is not None:
         made["learned compressor"] = encoder.fingerprint()
     return made

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longfit.cache import BoundedLayer, FitCache, Part, Store
-from longfit.compressors import Encoded
+from longfit.cache import BoundedLayer, FitCache, Part, Shortened, Store
+from longfit.compressors import Encoded, KeepAll
 from longfit.errors import MemoryFileError, UnsupportedFeatureError
 from longfit.memory import Memory, check_same
 
@@ -173,9 +173,14 @@ def _taken_apart(memory: Memory) -> tuple[dict[str, Any], dict[str, Tensor]]:
         assert cache.raw_ids is not None
         tensors["raw_ids"] = cache.raw_ids
         return facts, tensors
-    if cache.sources is not None and cache.encoded is None:
-        tensors["sources"] = cache.sources
+    if cache.slot_spans is not None and cache.encoded is None:
+        tensors["sources"] = cache.slot_spans
+    shortened = None if cache.shortened is None else _shortened(cache.shortened, tensors)
+    if shortened is not None and isinstance(cache.method, KeepAll) and cache.encoded is None and cache.patch is None:
+        facts["cache"] = {"shortened": shortened, "ids": True, "rows": cache.rows}
+        return facts, tensors
     facts["cache"] = {
+        "shortened": shortened,
         "rows": cache.rows,
         "chunk_tokens": cache.chunk_tokens,
         "ledger": {
@@ -206,6 +211,31 @@ def _encoded_of(facts: dict[str, Any], tensors: dict[str, Tensor], device: torch
         soft=there("soft"),
         states=there("states"),
     )
+
+
+def _shortened(given: Shortened, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    tensors["shortened.ids"] = given.ids
+    tensors.update({f"shortened.places.{row}": places for row, places in enumerate(given.places)})
+    names = ("own_padding", "tokens", "padding", "columns")
+    return {name: getattr(given, name) for name in names}
+
+
+def _shortened_of(facts: dict[str, Any], tensors: dict[str, Tensor], model: Any) -> Shortened:
+    """
+    Raises:
+        ValueError: rows that do not fit each other, or ids that are none of the model's.
+    """
+    ids = tensors["shortened.ids"].to(model.get_input_embeddings().weight.device)
+    lists = {name: [int(value) for value in facts[name]] for name in ("own_padding", "tokens", "padding")}
+    places = [tensors[f"shortened.places.{row}"].long() for row in range(ids.shape[0])]
+    if ids.ndim != 2 or ids.is_floating_point() or any(len(given) != ids.shape[0] for given in lists.values()):
+        raise ValueError(f"ids of shape {tuple(ids.shape)} in {ids.dtype}")
+    if not 0 <= int(ids.min()) <= int(ids.max()) < model.get_input_embeddings().weight.shape[0]:
+        raise ValueError("token ids outside the model's vocabulary")
+    for own, kept in zip(lists["own_padding"], places, strict=True):
+        if kept.shape != (ids.shape[1] - own,):
+            raise ValueError(f"{tuple(kept.shape)} places for {ids.shape[1] - own} tokens")
+    return Shortened(ids=ids, places=places, columns=int(facts["columns"]), **lists)
 
 
 def _layer(layer: Any, at: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -248,6 +278,12 @@ def _put_together(facts: dict[str, Any], tensors: dict[str, Tensor], model: Any)
     device = model.get_input_embeddings().weight.device
     rows, tokens = int(given["rows"]), facts["tokens_in"]
     cache = context.new_cache(model.get_decoder(), rows, tokens)
+    shortened = given.get("shortened")
+    if shortened is not None:
+        cache.shortened = _shortened_of(shortened, tensors, model)
+    if given.get("ids"):
+        model._reread_ids(cache)
+        return cache
     if "slots" in given:
         model._reread(cache, _encoded_of(given["slots"], tensors, device), tensors["raw_ids"].to(device))
         return cache
@@ -258,7 +294,7 @@ def _put_together(facts: dict[str, Any], tensors: dict[str, Tensor], model: Any)
         setattr(cache.ledger, name, value)
     if given["encoded"] is not None:
         cache.encoded = _encoded_of(given["encoded"], tensors, device)
-    cache.sources = tensors.get("sources", tensors.get("encoded.sources"))
+    cache.slot_spans = tensors.get("sources", tensors.get("encoded.sources"))
     if len(given["layers"]) != len(cache.own_layers):
         raise ValueError(f"{len(given['layers'])} layers for a model of {len(cache.own_layers)}")
     moved = {name: t.to(device) for name, t in tensors.items()}

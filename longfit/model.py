@@ -18,7 +18,7 @@ from longfit.cache import FULL, FitCache, layer_types
 from longfit.calls import check_ids, prompt_of, refuse, setting
 from longfit.choosing import compressors_of, patch_of
 from longfit.compressors import Encoded, KeepAll, KVCompressor
-from longfit.context import FitContext
+from longfit.context import ANY_LENGTH, FitContext
 from longfit.errors import InputError, LongfitError, UnsupportedFeatureError, UnsupportedModelError
 from longfit.families import TESTED, base_implementation, check, decoder_of, same_as_base, text_config
 from longfit.memory import Memory, fingerprint
@@ -133,14 +133,19 @@ class FitMixin:
                 attention_mask = torch.nn.functional.pad(attention_mask, (0, aside), value=1)
         _stream(self, cache).fill({"input_ids": input_ids, "attention_mask": attention_mask}, aside)
         self.longfit.report = self._report(cache, meter.peak_bytes())
+        if cache.allowance is not None and cache.allowance.last:  # what is asked of it comes on top
+            cache.ledger.kept_tokens, cache.ledger.keep_ratio = ANY_LENGTH, None
         return Memory(cache, cache.tokens_in, self._fingerprint(), question_ids)
 
     def _ask_about(self, cache: FitCache, input_ids: Tensor, question_ids: Tensor) -> int:
         """Tell a cache that its context is followed by a question, and how long that is."""
         context = self.longfit
-        looks = context.method if context.encoder is None else context.encoder
-        if not (context.method.query_aware or (context.encoder is not None and context.encoder.query_aware)):
-            raise UnsupportedFeatureError(f"{looks.name} does not look at the question; compress without it")
+        if not context.looks_at_questions:
+            names = [step.name for step in (context.prompt, context.encoder, context.method) if step and step.name]
+            raise UnsupportedFeatureError(
+                f"{' and '.join(names)} {'do' if len(names) > 1 else 'does'} not look at the question; compress "
+                "without it"
+            )
         if question_ids.ndim != 2 or question_ids.shape[0] != input_ids.shape[0] or not question_ids.shape[1]:
             raise InputError(
                 f"question_ids has shape {tuple(question_ids.shape)}; expected [{input_ids.shape[0]}, tokens]"
@@ -150,6 +155,12 @@ class FitMixin:
 
     def _fingerprint(self) -> dict[str, str]:
         return fingerprint(self, self.longfit)
+
+    @torch.no_grad()
+    def _reread_ids(self, cache: FitCache) -> None:
+        """Read what a prompt compressor had left, as an empty cache knows it, into the cache."""
+        assert cache.shortened is not None
+        _stream(self, cache).fill_padded(cache.shortened.ids, cache.shortened.own_padding)
 
     @torch.no_grad()
     def _reread(self, cache: FitCache, encoded: Encoded, ids: Tensor) -> None:
@@ -178,7 +189,7 @@ class FitMixin:
                 raise InputError(
                     "a question to a memory cannot be padded; ask questions of different length one by one"
                 )
-            kwargs["attention_mask"] = ids.new_ones(B, cache.seen + T)
+            kwargs["attention_mask"] = ids.new_ones(B, cache.get_seq_length() + T)
         elif given is None:
             new = setting(self, kwargs, "max_new_tokens")
             cache = self.longfit.new_cache(decoder_of(self), B * repeats, T, new)  # type: ignore[arg-type]
@@ -190,7 +201,7 @@ class FitMixin:
             )
         if question_tokens:
             cache.question_tokens = question_tokens
-            cache.question_aware = self.longfit.method.query_aware
+            cache.question_aware = self.longfit.looks_at_questions
         return cache
 
     def _report(self, cache: FitCache, peak_bytes: int | None) -> FitReport:
@@ -210,7 +221,8 @@ class FitMixin:
             kv_bytes=cache.nbytes,
             full_kv_bytes=(cache.rows or 1) * self.longfit.shape.full_kv_bytes(seen),
             budget="none" if self.longfit.free else str(self.longfit.budget),
-            limit_tokens=None if self.longfit.free else cache.ledger.kept_tokens,
+            limit_tokens=None if self.longfit.free else self.longfit.limit_of(cache),
+            prompt_tokens=None if cache.shortened is None else max(len(kept) for kept in cache.shortened.places),
             chunk_tokens=cache.chunk_tokens,
             chunks=cache.chunks,
             peak_bytes=peak_bytes,
@@ -235,13 +247,15 @@ def wrap(
     attention: str | AttentionPatch | None = None,
     chunk_tokens: int | None = None,
     geometry: str | None = None,
+    tokenizer: Any = None,
     **options: Any,
 ) -> Any:
     """Make a causal LM take input of any length within a memory budget. The same object comes back.
 
     Args:
         model: a transformers causal LM, or a PEFT model around one.
-        compressor: a name (see `longfit.compressors.available()`) or an object; "snapkv" where no attention is named.
+        compressor: a name (see `longfit.compressors.available()`) or an object; "snapkv" where no attention is named;
+            or a list, left to right: a prompt compressor, a learned one, one that trims the cache.
             With an attention and no compressor everything is kept that the attention can still look at.
         budget: "64MiB", "2048 tokens" (per layer) or "25%" (of the input).
         total: "2GiB", weights included; instead of `budget`.
@@ -249,6 +263,7 @@ def wrap(
         chunk_tokens: tokens of a chunk of prefill; by default up to 1,024, fewer where the budget is small.
         geometry: "original" positions with holes or "packed" ones; by default the method's own, and packed for inputs
             past the model's window.
+        tokenizer: the model's, for prompt compressors; by default the one that lies with the model.
         options: of a compressor given by name; of the attention, where that is given by name and no compressor is.
 
     Returns:
@@ -267,7 +282,7 @@ def wrap(
         raise InputError(f"chunk_tokens={chunk_tokens}; it has to be at least 1")
     # Copies: bound to this model, whatever else they are used for.
     patch = None if attention is None else copy.copy(patch_of(attention, options if compressor is None else {}))
-    encoder, method = compressors_of("snapkv" if compressor is None and patch is None else compressor, options)
+    prompt, encoder, method = compressors_of("snapkv" if compressor is None and patch is None else compressor, options)
     free = isinstance(method, KeepAll) and not budget and not total
     budget = "100%" if free else budget
     if geometry is not None and encoder is not None:
@@ -292,7 +307,8 @@ def wrap(
         base_implementation=base_implementation(inner),
         patch=patch,
         encoder=encoder,
-        free=free and encoder is not None,
+        prompt=prompt,
+        free=free and (encoder is not None or prompt is not None),
     )
     if context.budget.keep_ratio is None:
         context.plan()
@@ -301,6 +317,8 @@ def wrap(
             f"every layer of {type(inner).__name__} has a sliding window of {context.shape.sliding_window} tokens and "
             "stays as it is; there is nothing to compress to a ratio"
         )
+    if prompt is not None:
+        prompt.bind(inner, tokenizer)
     if encoder is not None:
         encoder.bind(inner)
     _become(inner, _fitted(cast(Any, type(inner))))
@@ -317,8 +335,9 @@ def unwrap(model: Any) -> Any:
     if isinstance(inner, FitMixin):
         context = inner.longfit
         _set_attention(inner, context.base_implementation)
-        if context.encoder is not None:
-            context.encoder.release()
+        for step in (context.prompt, context.encoder):
+            if step is not None:
+                step.release()
         del inner.longfit
         _become(inner, type(inner).__mro__[2])
     return model
@@ -376,7 +395,7 @@ def base_forward(model: Any) -> Any:
 
 def _stream(model: Any, cache: FitCache) -> Stream:
     context = model.longfit
-    return Stream(model, base_forward(model), decoder_of(model), cache, context.encoder, context.free)
+    return Stream(model, base_forward(model), decoder_of(model), cache, context.encoder, context.free, context.prompt)
 
 
 def _bind(base: type, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -392,9 +411,8 @@ def _bind(base: type, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 def named(context: FitContext) -> str:
     """The compressors of a context, for its report."""
-    if context.encoder is None:
-        return repr(context.method)
-    return repr(context.encoder) if isinstance(context.method, KeepAll) else f"{context.encoder!r}, {context.method!r}"
+    before = [repr(step) for step in (context.prompt, context.encoder) if step is not None]
+    return ", ".join(before if before and isinstance(context.method, KeepAll) else [*before, repr(context.method)])
 
 
 def bind_patch(patch: AttentionPatch, model: Any) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from longfit.budget import MemoryBudget, ModelShape, Plan, parse_tokens
-from longfit.compressors import KeepAll, KVCompressor, LearnedCompressor
+from longfit.compressors import KeepAll, KVCompressor, LearnedCompressor, PromptCompressor
 from longfit.context import ANY_LENGTH, FitContext
 from longfit.errors import InputError, LoadError
 from longfit.families import window_of
@@ -15,7 +15,7 @@ from longfit.shapes import count_parameters
 def planned(
     model: str,
     tokens: int | str,
-    method: KVCompressor | LearnedCompressor,
+    method: KVCompressor | LearnedCompressor | PromptCompressor,
     *,
     budget: MemoryBudget | None,
     batch_size: int = 1,
@@ -27,7 +27,7 @@ def planned(
     Args:
         model: as for `longfit.load`; a packaged model that is not in the cache folder yet is fetched first.
         tokens: input tokens of a row, also as "120k".
-        budget: None for a learned compressor at its own ratio.
+        budget: None for a learned or prompt compressor at its own ratio.
         dtype: as for `longfit.load`.
 
     Raises:
@@ -43,11 +43,15 @@ def planned(
         raw = min(tokens, encoder.window_tokens)
         slots = encoder.slots_for(tokens - raw) if tokens > raw else 0
         budget = MemoryBudget(kept_tokens=slots + raw)
+    prompt = method if isinstance(method, PromptCompressor) else None
+    if prompt is not None and budget is None:
+        budget = MemoryBudget(kept_tokens=prompt.own_target(tokens))
     if budget is None:
         raise InputError("a compressor that prunes needs a budget, such as 64MiB or 25%")
     context = FitContext(
-        method=KeepAll() if isinstance(method, LearnedCompressor) else method,
+        method=KeepAll() if isinstance(method, LearnedCompressor | PromptCompressor) else method,
         encoder=encoder,
+        prompt=prompt,
         budget=budget,
         shape=shape_of(config, dtype),
         config=config,
@@ -55,7 +59,11 @@ def planned(
         geometry=None,
         base_implementation="sdpa",
     )
-    packed = encoder.packs if encoder is not None else context.method.geometry == "packed" or tokens > window_of(config)
+    packed = (
+        encoder.packs
+        if encoder is not None
+        else context.method.geometry == "packed" or (prompt is None and tokens > window_of(config))
+    )
     if context.budget.keep_ratio is None:
         # The wrapper settles the chunk before it knows where an input ends.
         context.chunk_tokens = context.plan(batch_size, ANY_LENGTH, packed).chunk_tokens

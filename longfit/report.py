@@ -30,6 +30,8 @@ class FitReport:
         new_tokens: tokens decoded after the prefill.
         offloaded_bytes: keys and values on the slow side, which no budget counts.
         page_hits, page_reads: pages of the slow side that were asked for: on the fast side already, or read; by head.
+        prompt_tokens: what a prompt compressor left of the input, the longest row; None where it left everything, or
+            without one.
         rebuilt_tokens: released tokens that were forwarded again, all rows and steps.
         read_bytes: stored keys, values and indexes that attention read in all of these steps, full layers only.
     """
@@ -59,6 +61,7 @@ class FitReport:
     page_hits: int = 0
     page_reads: int = 0
     rebuilt_tokens: int = 0
+    prompt_tokens: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, ready for JSON."""
@@ -67,11 +70,12 @@ class FitReport:
     def __str__(self) -> str:
         name = self.method if self.attention is None else f"{self.method}, {self.attention}"
         peak = "" if self.peak_bytes is None else f", peak +{format_bytes(self.peak_bytes)}"
+        prompt = "" if self.prompt_tokens is None else f"prompt shortened to {self.prompt_tokens:,} tokens, "
         share = f"{self.kept_tokens:,.0f} of {self.tokens_in:,} tokens ({100 * self.keep_ratio:.1f} %)"
         slow = f" and {format_bytes(self.offloaded_bytes)} on the slow side" if self.offloaded_bytes else ""
         again = f", {self.rebuilt_tokens:,} tokens forwarded again" if self.rebuilt_tokens else ""
         return (
-            f"{name}: kept {share} in {format_bytes(self.kv_bytes)} (full: {format_bytes(self.full_kv_bytes)})"
+            f"{name}: {prompt}kept {share} in {format_bytes(self.kv_bytes)} (full: {format_bytes(self.full_kv_bytes)})"
             f"{slow}{peak}{again}; {self.chunks} chunks of up to {self.chunk_tokens:,}; "
             f"prefill {self.prefill_seconds:.1f} s, decode {self.decode_seconds:.1f} s for {self.new_tokens} tokens"
         )

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from longfit.cache import FitCache
-from longfit.compressors import Encoded, KeepAll, LearnedCompressor
+from longfit.compressors import Encoded, KeepAll, LearnedCompressor, PromptCompressor
 from longfit.errors import InputError, UnsupportedFeatureError
 from longfit.filling import fill, place_encoded, share
+from longfit.shortening import shorten
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Stream:
         decoder: its stack of layers, which runs the chunks whose logits nobody asked for.
         cache: the cache to fill.
         encoder: the learned compressor that the context goes through first; None for none.
+        prompt: the prompt compressor that the input goes through before anything else; None for none.
         free: the encoder compresses at its own ratio, whatever the length: there is no budget.
     """
 
@@ -34,6 +36,7 @@ class Stream:
     cache: FitCache
     encoder: LearnedCompressor | None = None
     free: bool = False
+    prompt: PromptCompressor | None = None
 
     def run(self, arguments: dict[str, Any]) -> CausalLMOutputWithPast:
         """Take the forward's arguments, give its output; `logits` cover what `logits_to_keep` asks for."""
@@ -41,7 +44,9 @@ class Stream:
         keep = arguments.pop("logits_to_keep", 0)
         labels = arguments.pop("labels", None)
         started = time.perf_counter()
-        pieces = self._pieces(tokens, arguments, name, want_all=labels is not None or not _is_one(keep))
+        pieces = self._pieces(
+            tokens, arguments, name, want_all=labels is not None or not _is_one(keep), labelled=labels is not None
+        )
         outputs: Any = None
         logits: list[Tensor] = []
         for ran, given in pieces:
@@ -73,6 +78,12 @@ class Stream:
             pass
         self._clock(tokens.shape[1], time.perf_counter() - started)
 
+    def fill_padded(self, ids: Tensor, padding: list[int]) -> None:
+        """Read ids [B, T], left-padded by `padding` columns, into the cache as they are."""
+        columns = torch.arange(ids.shape[1], device=ids.device)
+        mask = (columns[None] >= torch.tensor(padding, device=ids.device)[:, None]).long()
+        self.fill({"input_ids": ids, "attention_mask": mask if any(padding) else None})
+
     def _clock(self, tokens: int, seconds: float) -> None:
         if self.cache.step.phase == "decode":
             self.cache.decode_seconds += seconds
@@ -88,6 +99,7 @@ class Stream:
         want_all: bool,
         want_last: bool = True,
         aside: int = 0,
+        labelled: bool = False,
     ):
         """Run every chunk; yields (outputs, logits or None) of each."""
         cache = self.cache
@@ -96,6 +108,12 @@ class Stream:
         first_call, given = cache.seen == 0, tokens.shape[1]
         asks = want_all or want_last
         phase = "decode" if tokens.shape[1] == 1 and not first_call and asks else "prefill"
+        if self.prompt is not None and first_call and cache.shortened is None:
+            tokens, padding = self._shorten(self.prompt, tokens, padding, name, want_last, aside)
+            if labelled and cache.shortened is not None:
+                raise UnsupportedFeatureError(
+                    f"labels go with every token, and {self.prompt.name} leaves tokens out; use `model.disabled()`"
+                )
         if self.encoder is not None and first_call:
             tokens = self._compress(self.encoder, tokens, padding or [0] * tokens.shape[0], name)
         if aside and not cache.method.query_aware:  # the encoder has looked at it
@@ -150,6 +168,29 @@ class Stream:
     def _tell(self, read: int, total: int) -> None:
         if self.model.longfit.observer is not None:
             self.model.longfit.observer(read, total)
+
+    def _shorten(
+        self, prompt: PromptCompressor, tokens: Tensor, padding: list[int] | None, name: str, answers: bool, aside: int
+    ) -> tuple[Tensor, list[int] | None]:
+        """Let the prompt compressor leave out tokens; what is left, [B, T], and its padding.
+
+        Where an answer follows (`answers`) and nobody said what is asked, the last tokens stay. The last `aside` are a
+        question that is not stored.
+        """
+        cache = self.cache
+        if name != "input_ids":
+            raise UnsupportedFeatureError(f"{prompt.name} shortens token ids; inputs_embeds have none")
+        tail = cache.question_tokens or (prompt.window_tokens if answers else 0)
+        before = padding or [0] * tokens.shape[0]
+        asked, learned = bool(cache.question_tokens), self.encoder is not None
+        made = shorten(prompt, tokens, before, tail, asked, cache.allowance, learned, aside)
+        if made is None:
+            return tokens, padding
+        cache.shortened = made.without_last(aside)
+        if cache.ledger.keep_ratio is not None:  # a share of what was given, not of what is left of it
+            share_left = min(n / max(1, len(kept)) for n, kept in zip(made.tokens, made.places, strict=True))
+            cache.ledger.keep_ratio = min(1.0, cache.ledger.keep_ratio * share_left)
+        return made.ids, made.own_padding
 
     def _compress(self, encoder: LearnedCompressor, tokens: Tensor, padding: list[int], name: str) -> Tensor:
         """Let the encoder make a memory of the context; returns what is left to be read, [B, T]."""
@@ -238,13 +279,11 @@ class Stream:
             raise UnsupportedFeatureError(
                 f"attention_mask has {mask.ndim} dimensions; longfit takes a mask [B, tokens]"
             )
-        if mask.shape[0] != tokens.shape[0] or mask.shape[1] not in (
-            tokens.shape[1],
-            self.cache.seen + tokens.shape[1],
-        ):
+        so_far = self.cache.get_seq_length() + tokens.shape[1]
+        if mask.shape[0] != tokens.shape[0] or mask.shape[1] not in (tokens.shape[1], so_far):
             raise InputError(
-                f"attention_mask has shape {tuple(mask.shape)}; expected [{tokens.shape[0]}, "
-                f"{self.cache.seen + tokens.shape[1]}]: one entry for every token so far"
+                f"attention_mask has shape {tuple(mask.shape)}; expected [{tokens.shape[0]}, {so_far}]: one entry for "
+                "every token so far"
             )
         return left_padding(mask, known=self.cache.ledger.padding, new=tokens.shape[1])
 

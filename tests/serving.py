@@ -88,19 +88,3 @@ def until(look: Any, good: Any, seconds: float = 20) -> Any:
         assert time.monotonic() < end, f"still {seen} after {seconds} s"
         time.sleep(0.02)
     return seen
-
-
-# TEMPORARY until cite() is there
-from longfit.docqa.citations import Citation
-from longfit.docqa.server import engine as _engine
-
-
-def _fake(model, tokenizer, documents, question, answer, *, n=3):
-    d = documents[0]
-    return [
-        Citation(d.name, d.page_of(0), 10 * i, 10 * i + 24, d.text[10 * i : 10 * i + 24], 1.0 - i / 10, i == 0)
-        for i in range(n)
-    ]
-
-
-_engine.cite = _fake

@@ -16,6 +16,7 @@ from longfit.docqa.source import Source
 from longfit.errors import InputError, MemoryFileError, UnsupportedFeatureError
 from tests.methods import METHODS
 from tests.test_learned_wrapper import CASES, learned, prompt
+from tests.test_prompt_wrapper import CONTEXT, bpe_tokenizer, prompt_model
 from tests.tiny import tiny_model
 
 TOKENS = 70
@@ -73,7 +74,7 @@ def test_a_slot_is_shared_out_among_the_tokens_that_it_stands_for(name, tmp_path
     memory = model.compress(prompt(1, TOKENS))
     memory.save(tmp_path / "m")
     found = kept(memory, no_text(TOKENS))
-    sources = memory.cache.sources
+    sources = memory.cache.slot_spans
     lengths = (sources[..., 1] - sources[..., 0]).reshape(-1)
     spread = found.share[: int(sources.max())]
     if int(lengths.sum()) == len(spread):  # every token of the context is in one slot
@@ -95,6 +96,21 @@ def test_slots_that_are_trimmed_again_are_told_from_the_live_memory_only(tmp_pat
     assert 0 < kept(memory, no_text(TOKENS)).share.sum() <= 12.01
     with pytest.raises(UnsupportedFeatureError, match="with its model"):
         kept_on_disk(tmp_path / "m", no_text(TOKENS))
+
+
+@pytest.mark.parametrize("behind", [None, "knorm", "strided_kv"])
+def test_what_a_prompt_compressor_left_out_is_kept_by_none(behind, tmp_path):
+    strided = longfit.compressors.get("strided_kv", ratio=4, segment_tokens=64)
+    steps = {None: "truncate", "knorm": ["truncate", "knorm"], "strided_kv": ["truncate", strided]}[behind]
+    model = longfit.wrap(prompt_model(), steps, budget="120 tokens", tokenizer=bpe_tokenizer())
+    memory = model.compress(CONTEXT)
+    memory.save(tmp_path / "m")
+    found = kept(memory, no_text(CONTEXT.shape[1]))
+    read = {place for first, stop in memory.cache.shortened.spans() for place in range(first, stop)}
+    held = set(found.share.nonzero()[0].tolist())
+    assert held <= read < set(range(CONTEXT.shape[1])) and (held == read or behind == "knorm")
+    assert found.share.sum() == pytest.approx(memory.kept_tokens, abs=0.1)
+    assert np.allclose(kept_on_disk(tmp_path / "m", no_text(CONTEXT.shape[1])).share, found.share)
 
 
 def test_offloading_drops_nothing(tmp_path):

@@ -161,12 +161,12 @@ def test_a_document_that_was_not_compressed_before_the_end_is_compressed_after_t
         assert second.settled(waiting["id"])["status"] == "ready"
 
 
-def test_another_method_compresses_again_and_leaves_the_old_memory(tmp_path):
+def test_another_method_or_budget_compresses_again_and_leaves_the_old_memory(tmp_path):
     with served(tmp_path) as first:
         document = first.upload()
-    model, tokenizer = tiny(budget="100 tokens", method="knorm")
-    with served(tmp_path, model, tokenizer) as second:
-        assert second.settled(document["id"])["kept_tokens"] == 100
+    for tokens, method in ((100, "knorm"), (120, "snapkv")):
+        with served(tmp_path, *tiny(budget=f"{tokens} tokens", method=method)) as second:
+            assert second.settled(document["id"])["kept_tokens"] == tokens
     with served(tmp_path) as third:
         assert third.http.get(f"/v1/documents/{document['id']}").json()["kept_tokens"] == 150
 

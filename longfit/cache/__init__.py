@@ -6,6 +6,7 @@ from longfit.cache.ledger import Ledger
 from longfit.cache.part import Part
 from longfit.cache.place import Memo, Placed, place, stand_for
 from longfit.cache.rotary import Rotary
+from longfit.cache.shortened import Allowance, Shortened
 from longfit.cache.side_by_side import SideBySide
 from longfit.cache.side_index import GROWTH, GROWTH_SLOTS, Rows, SideIndex, appended
 from longfit.cache.sliding import SlidingLayer
@@ -25,6 +26,7 @@ __all__ = [
     "SCORE",
     "SINK",
     "SLIDING",
+    "Allowance",
     "BoundedLayer",
     "FitCache",
     "Ledger",
@@ -35,6 +37,7 @@ __all__ = [
     "Rotary",
     "Rows",
     "Shelf",
+    "Shortened",
     "SideBySide",
     "SideIndex",
     "SlidingLayer",

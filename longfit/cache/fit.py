@@ -13,6 +13,7 @@ from longfit.cache.ledger import Ledger
 from longfit.cache.part import Part
 from longfit.cache.release import recall, release
 from longfit.cache.rotary import Rotary
+from longfit.cache.shortened import Allowance, Shortened
 from longfit.cache.sliding import SlidingLayer
 from longfit.cache.slow_tier import SlowTier
 from longfit.cache.step import Step
@@ -36,9 +37,11 @@ class FitCache(Cache):
     Attributes:
         encoded: what a learned compressor made of the context (slots and states; keys and values are in the layers
             only); None without one.
-        sources: [M, 2] or [B, M, 2] for each slot of a learned compressor the first token of the context that it stands
-            for, and the one after the last; None without one, or where rows were compressed apart.
+        slot_spans: [M, 2] or [B, M, 2] for each slot of a learned compressor the first token of the context that it
+            stands for, and the one after the last; None without one, or where rows were compressed apart.
         raw_ids: [B, T] the ids that were read raw after soft slots, from which slots can be read again.
+        allowance: what a prompt compressor may leave of a prompt; None without a budget, or without one.
+        shortened: what it left; None where it left everything.
 
     Raises:
         UnsupportedModelError: a layer type is neither full nor sliding attention.
@@ -61,8 +64,10 @@ class FitCache(Cache):
         self.chunk_tokens = 1
         self.question_aware = False
         self.encoded: Any = None
-        self.sources: Tensor | None = None
+        self.slot_spans: Tensor | None = None
         self.raw_ids: Tensor | None = None
+        self.allowance: Allowance | None = None
+        self.shortened: Shortened | None = None
         self.prefill_seconds = self.decode_seconds = 0.0
         layers: list[BoundedLayer | SlidingLayer] = []
         for place, (kind, kwargs) in enumerate(zip(types, arguments, strict=True)):
@@ -83,13 +88,27 @@ class FitCache(Cache):
 
     @property
     def seen(self) -> int:
-        """Columns stored or dropped so far, padding included."""
+        """Columns read so far, padding included: of the shorter prompt, where a prompt compressor made it shorter."""
         return self.own_layers[0].get_seq_length() if self.own_layers else 0
 
     @property
     def tokens_in(self) -> int:
-        """Real tokens of the longest row."""
+        """Real tokens of the longest row, those that a prompt compressor left out included."""
+        if self.shortened is not None:
+            return self.seen + self.shortened.columns - min(self.shortened.padding)
         return self.seen - min(self.ledger.padding or [0])
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns so far as `generate` counts them: those that a prompt compressor left out included."""
+        return super().get_seq_length(layer_idx) + (self.shortened.columns if self.shortened is not None else 0)
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Columns so far as the layers count them."""
+        return super().get_seq_length(layer_idx)
+
+    def sources(self, row: int, positions: Tensor) -> Tensor:
+        """Places among the row's tokens as given, of entries at `positions`."""
+        return positions if self.shortened is None else self.shortened.sources(row, positions)
 
     @property
     def nbytes(self) -> int:
@@ -281,8 +300,10 @@ class FitCache(Cache):
         self.rows *= repeats
         if self.encoded is not None:
             self.encoded = self.encoded.repeated(repeats)
-        if self.sources is not None and self.sources.ndim == 3:
-            self.sources = self.sources.repeat_interleave(repeats, 0)
+        if self.slot_spans is not None and self.slot_spans.ndim == 3:
+            self.slot_spans = self.slot_spans.repeat_interleave(repeats, 0)
+        if self.shortened is not None:
+            self.shortened = self.shortened.repeated(repeats)
 
     def fork(self) -> "FitCache":
         """An independent copy; the method and the rotary modules are shared."""

@@ -131,5 +131,5 @@ def stand_for(cache: FitCache, places: Sequence[tuple[slice, Tensor]], padding: 
             part.padding = padding[part.rows.start]
             for rows, given in places:
                 if part.store is not None and rows.start <= part.rows.start < rows.stop:
-                    slots = part.store.positions.long()  # those that were not trimmed while they were read
-                    part.store.positions.copy_(given.to(slots.device)[slots])
+                    left = part.store.positions.long()  # slots that were not trimmed while they were read
+                    part.store.positions.copy_(given.to(left.device)[left])

@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from longfit.compressors import kv, soft
+from longfit.compressors import kv, prompt, soft
 from longfit.compressors.base import KeepAll, KVCompressor, Wrapper
 from longfit.compressors.base import available as available_kv
+from longfit.compressors.prompt import PromptCompressor
+from longfit.compressors.prompt import available as available_prompt
 from longfit.compressors.soft import Encoded, LearnedCompressor
 from longfit.compressors.soft import available as available_soft
 from longfit.registry import make
@@ -14,19 +16,22 @@ __all__ = [
     "KVCompressor",
     "KeepAll",
     "LearnedCompressor",
+    "PromptCompressor",
     "Wrapper",
     "available",
     "available_kv",
+    "available_prompt",
     "available_soft",
     "get",
     "kv",
+    "prompt",
     "soft",
 ]
 
 
-def available() -> dict[str, type[KVCompressor] | type[LearnedCompressor]]:
+def available() -> dict[str, type[KVCompressor] | type[LearnedCompressor] | type[PromptCompressor]]:
     """All registered compressors by name."""
-    known: dict[str, Any] = {**available_kv(), **available_soft()}
+    known: dict[str, Any] = {**available_kv(), **available_soft(), **available_prompt()}
     return dict(sorted(known.items()))
 
 

@@ -32,7 +32,8 @@ class Kept:
 
     A head that holds a token's own key and value counts whole. Where a slot of a learned compressor stands for several
     tokens, each of them counts its part of it: one of four for a slot of four. So the sum over tokens is the number of
-    entries that a head holds. Sliding layers keep what their window shows, whatever the method, and are left out.
+    entries that a head holds. What a prompt compressor left out is kept by none. Sliding layers keep what their window
+    shows, whatever the method, and are left out.
 
     Attributes:
         shares: [L, T] fraction of the layer's heads that kept the token.
@@ -73,11 +74,14 @@ def kept(memory: Memory, spans: Integers, row: int = 0) -> Kept:
         InputError: the context has not as many tokens as spans.
     """
     cache = memory.cache
-    tokens = cache.tokens_in - ((cache.ledger.padding or [0])[row] - min(cache.ledger.padding or [0]))
+    tokens = cache.seen - (cache.ledger.padding or [0])[row]
     layers = [list(_held(layer, row, tokens)) for layer in cache.bounded]
-    sources = None if cache.sources is None else _row(cache.sources.cpu().numpy(), row)
+    sources = None if cache.slot_spans is None else _row(cache.slot_spans.cpu().numpy(), row)
     states = cache.encoded is not None and cache.encoded.states is not None
-    return Kept(_shares(layers, tokens, sources, states), tuple(layer.depth[0] for layer in cache.bounded), spans)
+    shares = _shares(layers, tokens, sources, states)
+    if cache.shortened is not None:
+        shares = _as_given(shares, cache.shortened.places[row].cpu().numpy(), cache.shortened.tokens[row])
+    return Kept(shares, tuple(layer.depth[0] for layer in cache.bounded), spans)
 
 
 def kept_on_disk(folder: Path, spans: Integers, row: int = 0) -> Kept:
@@ -98,12 +102,23 @@ def kept_on_disk(folder: Path, spans: Integers, row: int = 0) -> Kept:
 
             if "slots" in given:
                 return _of_slots(facts, read, spans, row)
+            places, shortened = read(f"shortened.places.{row}"), given.get("shortened")
+            if given.get("ids"):  # a shorter prompt that is read again: every layer holds the same
+                slots = read("sources")
+                slots = np.zeros((0, 2), np.int64) if slots is None else _row(slots, row)
+                first = int(slots[:, 1].max(initial=0))
+                held = np.concatenate([slots[:, 1] - 1, np.arange(first, len(places))])
+                same = _shares([[Entries(slice(0, 1), held[None])]], len(places), slots, False)
+                return Kept(_as_given(same, places, shortened["tokens"][row]), (0,), spans)
             full = [(place, layer) for place, layer in enumerate(given["layers"]) if "parts" in layer]
             layers = [list(_saved(layer, f"{place}.", read, row)) for place, layer in full]
-            tokens -= _padding(full, row)
+            if full:
+                tokens = full[0][1]["seen"] - _padding(full[0][1], row)
             crossed = "encoded.states" in names
             sources = read("encoded.sources" if crossed else "sources")
             shares = _shares(layers, tokens, None if sources is None else _row(sources, row), crossed)
+            if shortened is not None:
+                shares = _as_given(shares, places, shortened["tokens"][row])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, InputError):
             raise
@@ -161,11 +176,21 @@ def _saved(layer: dict[str, Any], at: str, read: Any, row: int) -> Iterable[Entr
             yield Entries(slice(*part["heads"]), positions[row - first].astype(np.int64))
 
 
-def _padding(layers: list[tuple[int, dict[str, Any]]], row: int) -> int:
-    """Columns of padding that the row has more than the row with the fewest."""
-    parts = layers[0][1]["parts"] if layers else []
-    of_row = [part["padding"] for part in parts if part["rows"][0] <= row < part["rows"][1]]
-    return int(of_row[0] - min(part["padding"] for part in parts)) if of_row else 0
+def _padding(layer: dict[str, Any], row: int) -> int:
+    """Columns of padding before the row."""
+    return int(next((part["padding"] for part in layer["parts"] if part["rows"][0] <= row < part["rows"][1]), 0))
+
+
+def _as_given(shares: NDArray[Any], places: Integers, tokens: int) -> Shares:
+    """Shares of a prompt that was shortened first, [L, n], as shares of the `tokens` tokens that were given.
+
+    Args:
+        places: of the tokens that were left of it; what the cache read after them was given as it is.
+    """
+    later = shares.shape[1] - len(places)
+    given = np.zeros((len(shares), tokens + later), np.float32)
+    given[:, np.concatenate([places, np.arange(tokens, tokens + later)]).astype(np.int64)] = shares
+    return given
 
 
 def _of_slots(facts: dict[str, Any], read: Any, spans: Integers, row: int) -> Kept:

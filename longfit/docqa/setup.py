@@ -36,7 +36,7 @@ class Setup:
             UnknownNameError, InputError, BudgetError: something that cannot be.
         """
         from longfit.attention import get as attention
-        from longfit.compressors import LearnedCompressor
+        from longfit.compressors import LearnedCompressor, PromptCompressor
         from longfit.compressors import get as compressor
 
         alone = self.compressor is None and self.attention is not None
@@ -47,6 +47,8 @@ class Setup:
         budget = None
         if self.budget or self.total:
             budget = MemoryBudget.parse(self.budget, total=self.total)
+        elif isinstance(method, PromptCompressor) and (method.keep_ratio or method.kept_tokens):
+            budget = None
         elif method is not None and not isinstance(method, LearnedCompressor):
             budget = MemoryBudget.parse(DEFAULT_BUDGET)
         return {"compressor": method, "attention": patch, "budget": budget, "chunk_tokens": self.chunk_tokens}
@@ -57,7 +59,7 @@ class Setup:
 
         parts = self.parts()
         model, tokenizer = load(self.model, dtype=self.dtype, progress=progress)
-        return wrap(model, parts.pop("compressor"), **parts), tokenizer
+        return wrap(model, parts.pop("compressor"), tokenizer=tokenizer, **parts), tokenizer
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name."""

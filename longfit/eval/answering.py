@@ -45,7 +45,7 @@ class Reader:
 
 
 @contextmanager
-def wrapped(model: Any, cell: Cell, chunk_tokens: int | None = None) -> Iterator[Any]:
+def wrapped(model: Any, cell: Cell, chunk_tokens: int | None = None, tokenizer: Any = None) -> Iterator[Any]:
     """The model as ``cell`` wants it: plain for a baseline, else wrapped, and unwrapped whatever happens."""
     if cell.baseline:
         yield model
@@ -56,7 +56,7 @@ def wrapped(model: Any, cell: Cell, chunk_tokens: int | None = None) -> Iterator
     else:
         compressor = get(cell.method, **cell.options)
         budget = None if cell.budget == OWN else cell.budget
-        fitted = wrap(model, compressor, budget=budget, chunk_tokens=chunk, attention=cell.patch)
+        fitted = wrap(model, compressor, budget=budget, chunk_tokens=chunk, attention=cell.patch, tokenizer=tokenizer)
     try:
         yield fitted
     finally:

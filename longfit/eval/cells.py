@@ -7,7 +7,7 @@ from typing import Any
 from longfit import attention as attentions
 from longfit.attention import AttentionPatch
 from longfit.budget import MemoryBudget
-from longfit.compressors import available_soft
+from longfit.compressors import available_prompt, available_soft
 from longfit.errors import InputError
 
 OWN = "own"
@@ -23,9 +23,9 @@ class Cell:
         method: a compressor, an attention alone, or a baseline: `full` (the plain model), `no_context` (the prompt with
             nothing in the place of its content) or `truncate` (both ends of the context, as many tokens as a method
             would keep).
-        budget: as `longfit.wrap` takes it; "own" for a learned compressor at its own ratio; "100%" for full and
-            no_context; for an attention alone "64 read", the stored entries that a decoded token attends to, or "100%"
-            where it has no such size.
+        budget: as `longfit.wrap` takes it; "own" for a learned or prompt compressor at its own ratio; "100%" for full
+            and no_context; for an attention alone "64 read", the stored entries that a decoded token attends to, or
+            "100%" where it has no such size.
         awareness: "agnostic" compresses before the question is known, "aware" with the question in sight.
         options: of the method; those of an attention alone without its size.
         attention: options of the attention that stands in for full attention, with its `name`; None for full attention.
@@ -68,12 +68,17 @@ class Cell:
     @property
     def prefills_alone(self) -> bool:
         """The prefill is the cell's own: the model does not read the context as it would alone."""
-        return self.learned or (self.patch is not None and "prefill" in self.patch.phases)
+        return self.learned or self.shortens or (self.patch is not None and "prefill" in self.patch.phases)
 
     @property
     def learned(self) -> bool:
         """The context is compressed by a learned compressor."""
         return self.method in available_soft()
+
+    @property
+    def shortens(self) -> bool:
+        """A prompt compressor leaves out tokens before the model reads any."""
+        return self.method in available_prompt() and not self.baseline
 
     @property
     def baseline(self) -> bool:
@@ -158,7 +163,7 @@ def _budgets(group: dict[str, Any], method: str) -> list[str]:
         if not isinstance(ratio, int | float) or not 0 < ratio <= 1:
             raise InputError(f"keep_ratio {ratio} of {method} is not in (0, 1]")
     budgets = [f"{100 * ratio:g}%" for ratio in ratios] + [str(given) for given in group.get("budgets", [])]
-    if not budgets and method in available_soft():
+    if not budgets and method in {**available_soft(), **available_prompt()} and method not in BASELINES:
         return [OWN]
     if not budgets:
         raise InputError(f"{method} has neither keep_ratios nor budgets; give at least one")
@@ -176,7 +181,10 @@ def _method(entry: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]
 
 
 def _awareness(method: str, options: dict[str, Any]) -> list[str]:
-    """Both ways for a method that looks at the question where it is known, else without it."""
+    """Both ways for a method that looks at the question where it is known, else without it; prompt compressors that do
+    choose with it only."""
     from longfit.compressors import get
 
+    if method in available_prompt():
+        return ["aware" if available_prompt()[method].query_aware else "agnostic"]
     return ["agnostic", "aware"] if get(method, **options).query_aware else ["agnostic"]

@@ -67,7 +67,8 @@ def check_kept(cell: Cell, held: Held, new_tokens: int) -> None:
     if allowed < held.tokens_in <= held.kept_tokens:
         kept = f"{held.kept_tokens:g} of {held.tokens_in} tokens"
         raise ScoreError(f"{cell.cell_id} kept {kept}: nothing was compressed at {cell.budget}")
-    if held.kept_tokens > allowed + new_tokens * (ratio is not None):
+    # What is generated comes on top of a share of the input, and of what a prompt was shortened to.
+    if held.kept_tokens > allowed + new_tokens * (ratio is not None or cell.shortens):
         raise BudgetExceededError(
             f"{cell.cell_id} kept {held.kept_tokens:g} of {held.tokens_in} tokens, above {cell.budget}"
         )
@@ -83,7 +84,7 @@ def kept_map(cache: FitCache, tokens: int, bins: int = BINS) -> list[list[int]]:
         for part in layer.parts:
             if part.store is None or part.rows.start != 0:
                 continue
-            places = part.store.positions[0].cpu().long()
+            places = cache.sources(0, part.store.positions[0].cpu().long())
             heads += places.shape[0]
             inside = places[places < tokens]
             counts += torch.bincount(inside * bins // tokens, minlength=bins)

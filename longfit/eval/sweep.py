@@ -138,7 +138,7 @@ class Sweep:
                 for cell in todo:
                     if cell.baseline or cell.prefills_alone:
                         # This process has done other things: what it held at most says nothing about the cell.
-                        with wrapped(reader.model, cell) as model:
+                        with wrapped(reader.model, cell, tokenizer=reader.tokenizer) as model:
                             own = Reader(model, reader.tokenizer, reader.max_new_tokens)
                             line = answer(own, task, sample, cell)[0] | {"peak_bytes": None}
                         records.append(log, mark | line)

@@ -39,7 +39,7 @@ def work(
 ) -> None:
     """Answer `samples` by `cell`, a line in `log` for each, and a map of what was kept for a task's first sample."""
     mark = {"model": place.model, "length": place.length}
-    with wrapped(reader.model, cell) as fitted:
+    with wrapped(reader.model, cell, tokenizer=reader.tokenizer) as fitted:
         own = Reader(fitted, reader.tokenizer, reader.max_new_tokens)
         for sample in samples:
             line, kept = answer(own, get_task(recipe.suite, sample.task), sample, cell)

@@ -38,7 +38,9 @@ class Server:
                 "compressor, see `longfit list`"
             )
         self.settings, self.started_at = settings, int(time.time())
-        self.library = Library(settings, model._fingerprint())
+        context = model.longfit
+        made_by = {"budget": str(context.budget), "geometry": str(context.geometry), "chunk": str(context.chunk_tokens)}
+        self.library = Library(settings, {**model._fingerprint(), **made_by})
         self.engine = Engine(model, tokenizer, self.library)
         self.worker = Worker(settings.queue)
         self.reading = asyncio.Semaphore(1)

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from longfit.docqa.server.asked import Answered, Asked
 from longfit.docqa.server.conversation import Message
-from longfit.docqa.server.engine import Answered, Asked
 from longfit.docqa.server.errors import ApiError, api_error
 from longfit.docqa.server.worker import Job
 
@@ -226,7 +226,8 @@ def _facts(answered: Answered) -> dict[str, Any]:
 def _model(request: Request) -> dict[str, Any]:
     server = request.app.state.server
     name = server.settings.model_name
-    return {"id": name, "object": "model", "created": server.started_at, "owned_by": "longfit"}
+    facts = {**server.engine.about, "upload_limit": server.settings.upload_limit}
+    return {"id": name, "object": "model", "created": server.started_at, "owned_by": "longfit", "longfit": facts}
 
 
 def _check_model(request: Request, name: str) -> None:

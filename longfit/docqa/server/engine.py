@@ -3,84 +3,25 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
-
-from longfit.docqa.asking import compress, source_of
-from longfit.docqa.citations import Citation, cite
-from longfit.docqa.kept import Kept, kept, spans_of
+from longfit.compressors import KeepAll
+from longfit.docqa.asking import check_tokenizer, compress, kept_of, source_of
+from longfit.docqa.citations import cite
 from longfit.docqa.kept_picture import picture
 from longfit.docqa.prompt import context_of
-from longfit.docqa.server.conversation import Message, after_document_ids, conversation_ids, question_of
+from longfit.docqa.server.asked import Answered, Asked, Cancelled
+from longfit.docqa.server.conversation import after_document_ids, conversation_ids, question_of
 from longfit.docqa.server.errors import ApiError, api_error, is_full_disk
+from longfit.docqa.server.generating import generate
 from longfit.docqa.server.library import Library
-from longfit.docqa.server.record import COMPRESSING, READY, Record
-from longfit.docqa.server.text_stream import TextStream
+from longfit.docqa.server.record import COMPRESSING, QUEUED, READY, Record
 from longfit.docqa.server.worker import Job
-from longfit.errors import LongfitError, MemoryFileError
+from longfit.errors import FingerprintError, LongfitError, MemoryFileError
 from longfit.families import window_of
 from longfit.memory import Memory
 
 logger = logging.getLogger("longfit.serve")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A request for an answer.
-
-    Attributes:
-        messages: the chat, its last message the question.
-        document: id of the document that it is about; None for the chat alone.
-        max_tokens: the longest answer.
-        temperature: 0 takes the likeliest token each time.
-        top_p: as in the OpenAI API, where the temperature is above 0.
-        seed: of what is drawn; None for another answer each time.
-        stop: the answer ends before the first of these.
-        citations: passages to name at most.
-    """
-
-    messages: tuple[Message, ...]
-    document: str | None
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    citations: int = 3
-
-
-@dataclass(frozen=True)
-class Answered:
-    """What came of it. The text itself went out as ("text", piece) events of the job.
-
-    Attributes:
-        text: the whole answer.
-        finish_reason: "stop" or "length".
-        prompt_tokens, cached_tokens, completion_tokens: of the prompt, of its part that is a memory, of the answer.
-        citations: passages that it rests on.
-        kept_tokens, kv_bytes: entries a layer and bytes of the cache at the end.
-        seconds: until the answer was complete, without the citations.
-    """
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    citations: tuple[Citation, ...]
-    kept_tokens: float
-    kv_bytes: int
-    seconds: float
-
-
-class Cancelled(Exception):
-    """Nobody waits for this work any more."""
 
 
 class Engine:
@@ -90,42 +31,64 @@ class Engine:
         self.model, self.tokenizer, self.library = model, tokenizer, library
         self.context = model.longfit
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What compresses here."""
+        context = self.context
+        parts = (
+            context.prompt,
+            context.encoder,
+            None if isinstance(context.method, KeepAll) else context.method,
+            context.patch,
+        )
+        method = " and ".join(part.name for part in parts if part is not None)
+        return {"method": method, "budget": "none" if context.free else str(context.budget)}
+
     # -- documents ------------------------------------------------------------------------------------------------
 
     def read(self, job: Job, record: Record) -> None:
         """Compress a document; what goes wrong is told in its record."""
         try:
-            self.compress(record)
+            self.compress(job, record)
+        except Cancelled:
+            record.status = QUEUED
         except Exception as error:
             if record.id in self.library:
                 known = isinstance(error, LongfitError | ApiError) or is_full_disk(error)
                 logger.warning("%s cannot be compressed: %s", record.id, error, exc_info=None if known else error)
                 self.library.fail(record, api_error(error))
 
-    def compress(self, record: Record) -> Memory:
+    def compress(self, job: Job, record: Record) -> Memory:
         """Read a document into a memory, on disk and in RAM.
 
         Raises:
+            Cancelled: the job was cancelled, or the document removed meanwhile.
             ApiError: 404, the document was removed; 413, it does not fit the memory limit.
             LongfitError: it cannot be compressed.
             OSError, SafetensorError: the memory cannot be written.
         """
-        if record.id not in self.library:
-            self.library.record(record.id)
+        self.library.record(record.id)
         documents = record.documents()
         tokens = len(context_of(self.tokenizer, documents)[0])
         plan = self.context.plan(1, tokens)
-        record.facts = {
+        expected = {
             "tokens_in": tokens,
             "kept_tokens": plan.kept_tokens,
             "kv_bytes": plan.kv_kept_bytes,
             "full_kv_bytes": self.context.shape.full_kv_bytes(tokens),
         }
-        record.status = COMPRESSING
+        record.facts, record.status = expected, COMPRESSING
         started = time.perf_counter()
-        with self.library.reserve(max(plan.prefill_peak_bytes, 2 * plan.kv_kept_bytes)):
+
+        def told(read: int, total: int) -> None:
+            if job.cancelled.is_set() or record.id not in self.library:
+                raise Cancelled
+            record.facts = {**(record.facts or {}), "tokens_done": read}
+
+        room = self.library.reserve(max(plan.prefill_peak_bytes, 2 * plan.kv_kept_bytes))
+        with room, self.context.observed(told):
             memory = compress(self.model, self.tokenizer, documents)
-            facts = record.facts | {
+            facts = expected | {
                 "tokens_in": memory.tokens_in,
                 "kept_tokens": round(memory.kept_tokens, 1),
                 "kv_bytes": memory.kv_bytes,
@@ -139,9 +102,9 @@ class Engine:
     def _save(self, record: Record, memory: Memory, facts: dict[str, Any]) -> None:
         """Write the picture of what was kept, and then the memory, which makes the document ready."""
         source = source_of(memory)
-        if source.token_starts:
+        if (held := kept_of(memory.cache, source)) is not None:
             file = record.picture_file(self.library.fingerprint)
-            file.write_text(picture(kept(memory, spans_of(source)), source.documents), encoding="utf-8")
+            file.write_text(picture(held, source.documents), encoding="utf-8")
         about = {"document": ", ".join(record.names), "served": facts}
         memory.save(record.memory_folder(self.library.fingerprint), about)
 
@@ -157,13 +120,13 @@ class Engine:
         if asked.document is None:
             return self._alone(job, asked)
         record = self.library.record(asked.document)
-        memory = self._memory(record)
+        memory = self._memory(job, record)
         source = source_of(memory)
         ids = after_document_ids(self.tokenizer, asked.messages, source.text)
         new = self._check_fits(memory, len(ids), asked.max_tokens)
         entry = memory.kv_bytes / max(1.0, memory.kept_tokens)
         with self.library.reserve(int(memory.kv_bytes + entry * (len(ids) + new)), record.id):
-            answered = self._generate(job, asked, ids, new, memory)
+            answered = generate(self.model, self.tokenizer, job, asked, ids, new, memory)
         if job.cancelled.is_set() or not answered.text.strip() or not asked.citations:
             return answered
         job.emit("citing", None)
@@ -174,21 +137,22 @@ class Engine:
             question_of(asked.messages),
             answered.text.strip(),
             n=asked.citations,
+            kept=kept_of(memory.cache, source),
         )
-        held = kept(memory, spans_of(source)) if source.token_starts else None
-        names = [document.name for document in source.documents]
-        return dataclasses.replace(answered, citations=tuple(_with_kept(found, held, names)))
+        return dataclasses.replace(answered, citations=tuple(found))
 
-    def _memory(self, record: Record) -> Memory:
-        """A document's memory; one that is not there, or damaged, is made again from the text."""
+    def _memory(self, job: Job, record: Record) -> Memory:
+        """A document's memory; one that is damaged, or another tokenizer's, is made again from the text."""
         if record.error is not None:
             raise ApiError(409, f"this document could not be compressed: {record.error['message']}", "document_failed")
         if record.status == READY:
             try:
-                return self.library.memory(record, self.model)
-            except MemoryFileError as error:
+                found = self.library.memory(record, self.model)
+                check_tokenizer(found, self.tokenizer)
+                return found
+            except (MemoryFileError, FingerprintError) as error:
                 logger.warning("the memory of %s is made again: %s", record.id, error)
-        return self.compress(record)
+        return self.compress(job, record)
 
     def _alone(self, job: Job, asked: Asked) -> Answered:
         """A chat without a document is the plain model's, nothing compressed, as long as that fits."""
@@ -206,7 +170,7 @@ class Engine:
             self.library.reserve(self.context.shape.full_kv_bytes(len(ids) + asked.max_tokens)),
             self.model.disabled(),
         ):
-            return self._generate(job, asked, ids, asked.max_tokens, None)
+            return generate(self.model, self.tokenizer, job, asked, ids, asked.max_tokens, None)
 
     def _check_fits(self, memory: Memory, question: int, new: int) -> int:
         """Tokens that the answer may have.
@@ -236,76 +200,3 @@ class Engine:
                 "messages",
             )
         return min(new, left)
-
-    def _generate(self, job: Job, asked: Asked, ids: Sequence[int], new: int, memory: Memory | None) -> Answered:
-        model, tokenizer = self.model, self.tokenizer
-        started = time.perf_counter()
-        stream = TextStream(tokenizer, lambda text: job.emit("text", text), asked.stop)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        how: dict[str, Any] = {"max_new_tokens": new, "do_sample": False, "pad_token_id": pad}
-        if asked.temperature > 0:
-            how |= {"do_sample": True, "temperature": asked.temperature, "top_p": asked.top_p, "top_k": 0}
-        if memory is not None:
-            how["memory"] = memory
-        prompt = torch.tensor([ids], dtype=torch.long, device=model.device)
-        ends = StoppingCriteriaList([_Ends(job, stream)])
-        with _seeded(asked.seed):
-            model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), streamer=stream, stopping_criteria=ends, **how
-            )
-        if job.cancelled.is_set():
-            raise Cancelled
-        ended = stream.stopped or len(stream.ids) < new or stream.ids[-1] in _end_ids(model)
-        before = 0 if memory is None else memory.tokens_in
-        if memory is None:
-            tokens = float(len(ids) + len(stream.ids))
-            kept_tokens, kv_bytes = tokens, self.context.shape.full_kv_bytes(int(tokens))
-        else:
-            kept_tokens, kv_bytes = model.fit_report.kept_tokens, model.fit_report.kv_bytes
-        return Answered(
-            text=stream.text,
-            finish_reason="stop" if ended else "length",
-            prompt_tokens=before + len(ids),
-            cached_tokens=before,
-            completion_tokens=len(stream.ids),
-            citations=(),
-            kept_tokens=round(kept_tokens, 1),
-            kv_bytes=kv_bytes,
-            seconds=round(time.perf_counter() - started, 3),
-        )
-
-
-class _Ends(StoppingCriteria):
-    """The answer ends where a stop sequence was found, or nobody reads it any more."""
-
-    def __init__(self, job: Job, stream: TextStream) -> None:
-        self.job, self.stream = job, stream
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
-        ended = self.stream.stopped or self.job.cancelled.is_set()
-        return torch.full((input_ids.shape[0],), ended, dtype=torch.bool, device=input_ids.device)
-
-
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """Inside, what is drawn comes from the seed; the process' own generators stay as they were."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
-def _end_ids(model: Any) -> list[int]:
-    ends = model.generation_config.eos_token_id
-    return ends if isinstance(ends, list) else [ends]
-
-
-def _with_kept(found: Sequence[Citation], held: Kept | None, names: Sequence[str]) -> Iterator[Citation]:
-    for citation in found:
-        if held is None or citation.document not in names:
-            yield citation
-        else:
-            share = held.of_span(citation.start, citation.end, names.index(citation.document))
-            yield dataclasses.replace(citation, kept=share)

@@ -26,7 +26,7 @@ class Library:
     adds memories; records are looked at and removed by other threads too.
 
     Args:
-        fingerprint: of the wrapped model.
+        fingerprint: of the wrapped model and its budget: what makes one memory of a document differ from another.
 
     Raises:
         InputError: the state folder cannot be made, or another server works on it.

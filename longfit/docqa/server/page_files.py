@@ -8,12 +8,12 @@ from longfit.docqa.server.errors import ApiError
 
 router = APIRouter()
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-NAMES = ("page.html", "page.css", "page.js", "kept.css", "kept.js")
+NAMES = ("page.html", "page.css", "page.js", "kept.css", "kept.js", "icon.svg")
 
 
 def page_file(name: str) -> str:
     """The text of one of `NAMES`."""
-    return (files("longfit.docqa.server") / "page" / name).read_text(encoding="utf-8")
+    return (files("longfit.docqa") / "page" / name).read_text(encoding="utf-8")
 
 
 @router.get("/", include_in_schema=False)
