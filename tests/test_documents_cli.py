@@ -59,6 +59,15 @@ def test_citations_are_shown_and_can_be_left_out(tiny, files):
     assert "[1]" not in run("ask", files[1], "storm west", "-m", tiny, "-b", "80%", "--citations", "0", *SHORT).stdout
 
 
+def test_a_short_document_is_kept_whole_where_nobody_names_a_budget(tiny, files, tmp_path):
+    said = json.loads(run("ask", files[1], "storm west", "-m", tiny, *SHORT, "--json").stdout)
+    assert said["report"]["keep_ratio"] == 1 and said["report"]["budget"] == "100%"
+    folder = str(tmp_path / "short.ctx")
+    run("compress", files[1], "-o", folder, "-m", tiny)
+    assert json.loads(run("ask", folder, "storm west", *SHORT, "--json").stdout)["report"]["keep_ratio"] == 1
+    assert "cannot be met" in runner.invoke(app, ["ask", files[1], "who", "-m", tiny, "--budget", "25%"]).stderr
+
+
 def test_a_memory_remembers_its_documents_in_another_process(tiny, files, tmp_path):
     folder = str(tmp_path / "log.ctx")
     run("compress", *files, "-o", folder, "-m", tiny, "--json")
