@@ -100,7 +100,9 @@ def test_a_chat_answers_line_by_line_and_leaves_the_memory_alone(tiny, files, tm
     before = {p.name: p.read_bytes() for p in (tmp_path / "log.ctx").iterdir()}
     alone = run("ask", folder, "storm west", "--citations", "0", *SHORT).stdout.strip()
     lines = "/cite\nstorm west\n\n/cite\n/what\nstorm west\n/info\n/quit\nnever asked\n"
-    out = run("chat", folder, *SHORT, input=lines).stdout.splitlines()
+    said = run("chat", folder, *SHORT, input=lines)
+    out = said.stdout.splitlines()
+    assert "> storm west\n" in said.stderr and "never asked" not in said.stderr
     assert out[0] == "nothing was asked yet"
     assert out.count(alone) == 2 and "[1] log." in "\n".join(out) and any("/quit the end" in line for line in out)
     assert any("Memory(tokens_in=" in line for line in out) and "SnapKV" in "\n".join(out)

@@ -243,11 +243,14 @@ def _documents_of(folder: Path) -> list[str]:
 
 
 def _lines() -> Any:
-    """The lines of standard input; a sign on stderr says that the next may come, where a person types."""
+    """The lines of standard input; stderr shows where each was asked, so that a pipe reads like a conversation."""
+    typed = sys.stdin.isatty()
     while True:
-        if sys.stdin.isatty():
-            print("> ", end="", file=sys.stderr, flush=True)
-        if not (line := sys.stdin.readline()):
+        print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not typed:
+            print(line.rstrip(), file=sys.stderr, flush=True)
+        if not line:
             return
         yield line
 
