@@ -65,8 +65,8 @@ class Memory:
 
         Raises:
             FingerprintError: the memory was made by another model or method.
-            UnsupportedFeatureError: a memory of a learned compressor, one made for a question, or one whose positions
-                end before the longer context does.
+            UnsupportedFeatureError: a memory of a learned or a prompt compressor, one made for a question, or one
+                whose positions end before the longer context does.
         """
         return model.compress(input_ids, memory=self)
 
@@ -81,9 +81,9 @@ class Memory:
             raise UnsupportedFeatureError(
                 "a memory that was compressed for one question cannot be added to; compress both texts in one go"
             )
-        if context.encoder is not None:
+        if (whole := context.encoder or context.prompt) is not None:
             raise UnsupportedFeatureError(
-                f"{context.encoder.name} makes its memory of the whole context; compress both texts in one go"
+                f"{whole.name} makes its memory of the whole context; compress both texts in one go"
             )
         if cache.releases:
             raise UnsupportedFeatureError(f"{context.patch.name} forwards tokens again and cannot be added to")

@@ -75,7 +75,7 @@ def outline(
     context = model.longfit
     cache = context.new_cache(decoder_of(model), 1, tokens)
     full = context.shape.full_kv_bytes(tokens)
-    kept = None if context.free else min(tokens, cache.ledger.kept_limit(tokens))
+    kept = None if context.free else min(tokens, context.limit_of(cache) or cache.ledger.kept_limit(tokens))
     return Outline(
         documents=len(documents),
         pages=sum(len(document.pages) for document in documents),
