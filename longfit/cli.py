@@ -6,6 +6,7 @@ Answers and tables go to stdout, progress and errors to stderr. Heavy imports wa
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -295,4 +296,6 @@ def report(
 
 def main() -> None:
     """Entry point of `longfit`."""
+    # PEFT asks transformers for a property by its old name; nothing that a user of the command line could do about it.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     app(prog_name="longfit")

@@ -81,11 +81,10 @@ class Memory:
             raise UnsupportedFeatureError(
                 "a memory that was compressed for one question cannot be added to; compress both texts in one go"
             )
-        for step in (context.prompt, context.encoder):
-            if step is not None:
-                raise UnsupportedFeatureError(
-                    f"{step.name} makes its memory of the whole context; compress both texts in one go"
-                )
+        if (whole := context.encoder or context.prompt) is not None:
+            raise UnsupportedFeatureError(
+                f"{whole.name} makes its memory of the whole context; compress both texts in one go"
+            )
         if cache.releases:
             raise UnsupportedFeatureError(f"{context.patch.name} forwards tokens again and cannot be added to")
         if ids.shape[0] != cache.rows or (mask is not None and not bool(mask.bool().all())):

@@ -8,6 +8,7 @@ from longfit.errors import FingerprintError, InputError, UnsupportedFeatureError
 from tests.methods import METHODS
 from tests.test_learned_wrapper import CASES, learned, prompt
 from tests.tiny import tiny_model
+from tests.words import word_tokenizer
 
 HOW = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
 
@@ -65,6 +66,12 @@ def test_packed_positions_let_a_memory_grow_past_the_window():
 def test_learned_memories_refuse_by_name(name):
     model = longfit.wrap(tiny_model("llama"), learned(name))
     with pytest.raises(UnsupportedFeatureError, match="in one go"):
+        model.compress(prompt(1, 50)).append(model, prompt(1, 20))
+
+
+def test_prompt_compressors_refuse_by_name():
+    model = longfit.wrap(tiny_model("llama"), "truncate", budget="30 tokens", tokenizer=word_tokenizer())
+    with pytest.raises(UnsupportedFeatureError, match="truncate makes its memory of the whole context"):
         model.compress(prompt(1, 50)).append(model, prompt(1, 20))
 
 

@@ -1,15 +1,21 @@
 """Documents from the command line: several at once, citations with pages, memories that grow, a chat over a pipe."""
 
+import io
 import json
 import os
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import longfit
 from longfit.cli import app
+from longfit.docqa import Document, Page, compress, outline
+from longfit.docqa.outline import duration
+from longfit.docqa.shown import progress_bar
 from tests.documents import pdf
 from tests.test_cli import DOCUMENT, refused
-from tests.tiny_models_on_disk import save_tiny
+from tests.tiny_models_on_disk import save_tiny, tiny_llama, tiny_tokenizer
 
 runner = CliRunner()
 PAGES = ["the lamp was lit at four by the keeper.", "a storm came from the west at nine."]
@@ -53,6 +59,15 @@ def test_citations_are_shown_and_can_be_left_out(tiny, files):
     assert "[1]" not in run("ask", files[1], "storm west", "-m", tiny, "-b", "80%", "--citations", "0", *SHORT).stdout
 
 
+def test_a_short_document_is_kept_whole_where_nobody_names_a_budget(tiny, files, tmp_path):
+    said = json.loads(run("ask", files[1], "storm west", "-m", tiny, *SHORT, "--json").stdout)
+    assert said["report"]["keep_ratio"] == 1 and said["report"]["budget"] == "100%"
+    folder = str(tmp_path / "short.ctx")
+    run("compress", files[1], "-o", folder, "-m", tiny)
+    assert json.loads(run("ask", folder, "storm west", *SHORT, "--json").stdout)["report"]["keep_ratio"] == 1
+    assert "cannot be met" in runner.invoke(app, ["ask", files[1], "who", "-m", tiny, "--budget", "25%"]).stderr
+
+
 def test_a_memory_remembers_its_documents_in_another_process(tiny, files, tmp_path):
     folder = str(tmp_path / "log.ctx")
     run("compress", *files, "-o", folder, "-m", tiny, "--json")
@@ -85,7 +100,9 @@ def test_a_chat_answers_line_by_line_and_leaves_the_memory_alone(tiny, files, tm
     before = {p.name: p.read_bytes() for p in (tmp_path / "log.ctx").iterdir()}
     alone = run("ask", folder, "storm west", "--citations", "0", *SHORT).stdout.strip()
     lines = "/cite\nstorm west\n\n/cite\n/what\nstorm west\n/info\n/quit\nnever asked\n"
-    out = run("chat", folder, *SHORT, input=lines).stdout.splitlines()
+    said = run("chat", folder, *SHORT, input=lines)
+    out = said.stdout.splitlines()
+    assert "> storm west\n" in said.stderr and "never asked" not in said.stderr
     assert out[0] == "nothing was asked yet"
     assert out.count(alone) == 2 and "[1] log." in "\n".join(out) and any("/quit the end" in line for line in out)
     assert any("Memory(tokens_in=" in line for line in out) and "SnapKV" in "\n".join(out)
@@ -113,3 +130,36 @@ def test_what_cannot_be_done_is_refused_in_one_line(tiny, files, tmp_path):
     long = "storm " * 200
     result = runner.invoke(app, ["ask", files[1], long, "-m", tiny, "--budget", "70 tokens"])
     assert result.exit_code == 2 and "the question has 1," in result.stderr and result.stdout == ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("shown", "terminal"), [(True, True), (False, True), (True, False)])
+def test_a_bar_follows_the_reading_on_a_terminal_only(shown, terminal, monkeypatch):
+    model = longfit.wrap(tiny_llama(), "knorm", budget="24 tokens", chunk_tokens=16)
+    stderr = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr("sys.stderr", stderr)
+    with progress_bar(model, shown):
+        model.compress(torch.arange(2, 32).repeat(3)[None])
+    assert ("reading" in stderr.getvalue() and "90.0" in stderr.getvalue()) is (shown and terminal)
+    assert model.longfit.observer is None
+
+
+def test_an_outline_says_what_then_happens(tmp_path):
+    model, tokenizer = longfit.wrap(tiny_llama(), "snapkv", budget="80 tokens"), tiny_tokenizer()
+    documents = [Document("a", "the lamp was lit. " * 80, (Page(1, 0, 700), Page(2, 700, 1440)))]
+    said = outline(model, tokenizer, documents)
+    assert str(model.longfit.report) == "None"  # nothing was read yet
+    memory = compress(model, tokenizer, documents)
+    report = model.fit_report
+    assert (said.tokens, said.kept_tokens, said.chunk_tokens) == (report.tokens_in, 80, report.chunk_tokens)
+    assert said.tokens == memory.tokens_in and said.seconds > 0 and said.full_kv_bytes == report.full_kv_bytes
+    assert str(said).startswith("reading 1 document, 2 pages: 1,442 tokens; SnapKV(") and "; about " in str(said)
+    assert outline(model, tokenizer, [Document("b", "short")], "who").seconds is None
+
+
+def test_durations_are_said_as_people_say_them():
+    assert [duration(s) for s in (0.2, 44.6, 89, 125, 7200)] == ["1 s", "45 s", "89 s", "2 min", "2.0 h"]

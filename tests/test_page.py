@@ -87,6 +87,23 @@ def test_upload_ask_read_the_answer_and_its_citations_and_look_at_the_layers(pag
     assert complaints(browser) == []
 
 
+def test_a_passage_far_down_a_long_text_comes_into_sight(page, tmp_path):
+    browser = page.browser
+    upload(page, tmp_path, TEXT.strip() * 5)
+    resize(browser, 360, 740, mobile=True)
+    browser.execute_script("scrollTo(0, 0)")
+    for start in (len(TEXT) * 4, len(TEXT)):
+        inside = browser.execute_async_script(
+            "const done = arguments[1];"
+            "import('/page/page.js').then(({ state }) => { state.kept.cite(0, arguments[0], arguments[0] + 40);"
+            "setTimeout(() => { const box = document.getElementById('kept').getBoundingClientRect();"
+            "const at = document.querySelector('.cited').getBoundingClientRect();"
+            "done(at.top >= Math.max(0, box.top) && at.bottom <= Math.min(innerHeight, box.bottom)); }, 300); })",
+            start,
+        )
+        assert inside is True
+
+
 def test_shading_is_what_was_kept(page, tmp_path):
     upload(page, tmp_path)
     (document,) = page.server.library.records

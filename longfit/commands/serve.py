@@ -58,7 +58,7 @@ def serve(
     setup = setup_of(model, dtype, compressor, attention, option, budget, total, chunk_tokens)
     setup.parts()
     settings = ServerSettings(
-        model_name=model,
+        model_name=Path(model).name if Path(model).exists() else model,
         state=(state or state_folder()).expanduser(),
         memory_limit=parse_bytes(memory_limit),
         upload_limit=parse_bytes(upload_limit),

@@ -30,14 +30,14 @@ from longfit.docqa.passages import Passage, passages
 from longfit.eval.intervals import wilson
 
 SEED = 42
-SQUAD_EACH, HOTPOT, LONGBENCH_EACH = 3, 100, 34
+SQUAD_ROUNDS, HOTPOT, LONGBENCH_EACH = (3, 4), 100, 34
 LONGBENCH = ("hotpotqa", "2wikimqa", "multifieldqa_en")
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 
 def squad(data: Path) -> Iterator[dict[str, Any]]:
-    """Some questions of every article, to the whole article."""
-    pick = random.Random(SEED)
+    """Three questions of every article to the whole of it, and then four more of each."""
+    pick, articles = random.Random(SEED), []
     for article in json.loads((data / "ruler" / "squad.json").read_text())["data"]:
         text, questions = "", []
         for paragraph in article["paragraphs"]:
@@ -48,16 +48,23 @@ def squad(data: Path) -> Iterator[dict[str, Any]]:
                     start = len(text) + given["answer_start"]
                     questions.append((asked, given["text"], (start, start + len(given["text"]))))
             text += paragraph["context"]
-        for asked, answer, span in pick.sample(questions, SQUAD_EACH):
-            yield _row("squad", asked["id"], article["title"], text, asked["question"], answer, [span])
+        articles.append((article["title"], text, questions))
+    for each in SQUAD_ROUNDS:
+        for title, text, questions in articles:
+            for chosen in pick.sample(questions, min(each, len(questions))):
+                questions.remove(chosen)
+                asked, answer, span = chosen
+                yield _row("squad", asked["id"], title, text, asked["question"], answer, [span])
 
 
 def hotpotqa(data: Path) -> Iterator[dict[str, Any]]:
     """Questions to all ten paragraphs of their context."""
     rows = json.loads((data / "ruler" / "hotpotqa.json").read_text())
+    rows = [{**row, **{name: _parsed(row[name]) for name in ("context", "supporting_facts")}} for row in rows]
+    rows = [row for row in rows if all(len(fact) == 2 for fact in row["supporting_facts"])]  # others lack the numbers
     for row in random.Random(SEED).sample(rows, HOTPOT):
-        context, facts = (_parsed(row[name]) for name in ("context", "supporting_facts"))
-        supporting = {(title, number) for title, number in facts}
+        context = row["context"]
+        supporting = {(title, number) for title, number in row["supporting_facts"]}
         text, spans = "", []
         for title, sentences in context:
             text += ("\n\n" if text else "") + f"{title}\n"

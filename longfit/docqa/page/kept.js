@@ -31,6 +31,7 @@ export function layerName(picture, row) {
 /** The text of a picture's documents in a container. Only blocks near what is in sight are shaded. */
 export class KeptText {
   constructor(container, picture) {
+    this.container = container;
     this.picture = picture;
     this.row = 0;
     this.cited = [];
@@ -71,15 +72,22 @@ export class KeptText {
     if (!found) return false;
     this.near.add(found);
     this.#paint(found);
-    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    const target = found.node.querySelector(".cited") ?? found.node;
-    target.scrollIntoView({ block: "center", behavior: still ? "auto" : "smooth" });
+    this.container.scrollIntoView({ block: "nearest" });
+    this.#bringIntoSight(found);
+    // Heights of blocks that were never in sight are guesses until they are: once more when they are known.
+    requestAnimationFrame(() => this.#bringIntoSight(found));
     return true;
   }
 
   /** Stop watching. */
   close() {
     this.watcher.disconnect();
+  }
+
+  #bringIntoSight(block) {
+    const target = block.node.querySelector(".cited") ?? block.node;
+    const from = this.container.getBoundingClientRect().top + this.container.clientHeight / 4;
+    this.container.scrollBy({ top: target.getBoundingClientRect().top - from, behavior: "instant" });
   }
 
   #seen(entry) {

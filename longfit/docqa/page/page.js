@@ -3,7 +3,7 @@
 import { KeptText, layerName, place, unpack } from "./kept.js";
 
 const $ = (id) => document.getElementById(id);
-const state = { model: null, documents: [], chosen: null, uploading: 0, turns: [], asking: null, kept: null };
+export const state = { model: null, documents: [], chosen: null, uploading: 0, turns: [], asking: null, kept: null };
 
 // -- the server -------------------------------------------------------------------------------------------------------
 
