@@ -59,6 +59,15 @@ def test_citations_are_shown_and_can_be_left_out(tiny, files):
     assert "[1]" not in run("ask", files[1], "storm west", "-m", tiny, "-b", "80%", "--citations", "0", *SHORT).stdout
 
 
+def test_a_short_document_is_kept_whole_where_nobody_names_a_budget(tiny, files, tmp_path):
+    said = json.loads(run("ask", files[1], "storm west", "-m", tiny, *SHORT, "--json").stdout)
+    assert said["report"]["keep_ratio"] == 1 and said["report"]["budget"] == "100%"
+    folder = str(tmp_path / "short.ctx")
+    run("compress", files[1], "-o", folder, "-m", tiny)
+    assert json.loads(run("ask", folder, "storm west", *SHORT, "--json").stdout)["report"]["keep_ratio"] == 1
+    assert "cannot be met" in runner.invoke(app, ["ask", files[1], "who", "-m", tiny, "--budget", "25%"]).stderr
+
+
 def test_a_memory_remembers_its_documents_in_another_process(tiny, files, tmp_path):
     folder = str(tmp_path / "log.ctx")
     run("compress", *files, "-o", folder, "-m", tiny, "--json")
@@ -91,7 +100,9 @@ def test_a_chat_answers_line_by_line_and_leaves_the_memory_alone(tiny, files, tm
     before = {p.name: p.read_bytes() for p in (tmp_path / "log.ctx").iterdir()}
     alone = run("ask", folder, "storm west", "--citations", "0", *SHORT).stdout.strip()
     lines = "/cite\nstorm west\n\n/cite\n/what\nstorm west\n/info\n/quit\nnever asked\n"
-    out = run("chat", folder, *SHORT, input=lines).stdout.splitlines()
+    said = run("chat", folder, *SHORT, input=lines)
+    out = said.stdout.splitlines()
+    assert "> storm west\n" in said.stderr and "never asked" not in said.stderr
     assert out[0] == "nothing was asked yet"
     assert out.count(alone) == 2 and "[1] log." in "\n".join(out) and any("/quit the end" in line for line in out)
     assert any("Memory(tokens_in=" in line for line in out) and "SnapKV" in "\n".join(out)

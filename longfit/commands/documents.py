@@ -52,8 +52,7 @@ def ask(
     else:
         setup = setup_of(model, dtype, compressor, attention, option, budget, total, chunk_tokens)
         documents = _read(places, setup)
-        loaded, tokenizer = setup.prepare(progress=not as_json)
-        _tell(docqa.outline(loaded, tokenizer, documents, question))
+        _, loaded, tokenizer = _prepared(setup, documents, question, not as_json)
         with progress_bar(loaded, not as_json):
             answer = docqa.ask(loaded, tokenizer, documents, question, aware=not agnostic, **how)
     if as_json:
@@ -102,8 +101,7 @@ def compress(
     read = _read(documents, setup)
     names = documents
     if append is None:
-        loaded, tokenizer = setup.prepare(progress=not as_json)
-        _tell(docqa.outline(loaded, tokenizer, read))
+        setup, loaded, tokenizer = _prepared(setup, read, None, not as_json)
         with progress_bar(loaded, not as_json):
             memory = docqa.compress(loaded, tokenizer, read)
     else:
@@ -151,8 +149,7 @@ def chat(
     else:
         setup = setup_of(model, dtype, compressor, attention, option, budget, total, chunk_tokens)
         documents = _read(given, setup)
-        loaded, tokenizer = setup.prepare()
-        _tell(docqa.outline(loaded, tokenizer, documents))
+        _, loaded, tokenizer = _prepared(setup, documents, None, True)
         with progress_bar(loaded):
             memory = docqa.compress(loaded, tokenizer, documents)
         _tell(loaded.fit_report)
@@ -218,6 +215,26 @@ def _read(places: list[str], setup: Any) -> Any:
     return [docqa.read_document(place) for place in places]
 
 
+def _prepared(setup: Any, documents: Any, question: str | None, progress: bool) -> tuple[Any, Any, Any]:
+    """The setup, the model wrapped by it and its tokenizer, after saying what will be done.
+
+    A text too short for the share that is kept where nobody names a budget is kept whole.
+    """
+    from longfit import docqa
+    from longfit.errors import BudgetError
+
+    loaded, tokenizer = setup.prepare(progress=progress)
+    try:
+        _tell(docqa.outline(loaded, tokenizer, documents, question))
+    except BudgetError:
+        if setup.names_budget:
+            raise
+        setup = setup.keeping_all()
+        loaded = setup.rewrap(loaded, tokenizer)
+        _tell(docqa.outline(loaded, tokenizer, documents, question))
+    return setup, loaded, tokenizer
+
+
 def _documents_of(folder: Path) -> list[str]:
     from longfit.memory_file import information
 
@@ -226,11 +243,14 @@ def _documents_of(folder: Path) -> list[str]:
 
 
 def _lines() -> Any:
-    """The lines of standard input; a sign on stderr says that the next may come, where a person types."""
+    """The lines of standard input; stderr shows where each was asked, so that a pipe reads like a conversation."""
+    typed = sys.stdin.isatty()
     while True:
-        if sys.stdin.isatty():
-            print("> ", end="", file=sys.stderr, flush=True)
-        if not (line := sys.stdin.readline()):
+        print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not typed:
+            print(line.rstrip(), file=sys.stderr, flush=True)
+        if not line:
             return
         yield line
 

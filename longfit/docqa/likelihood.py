@@ -11,7 +11,8 @@ from longfit.docqa.document import Document
 from longfit.docqa.prompt import bare_ids, context_of, question_ids
 
 MOST_ANSWER_TOKENS = 64
-BATCH_TOKENS = 2048
+# Of one forward: tokens, and numbers in the logits of the answer (64 MiB in float32).
+BATCH_TOKENS, BATCH_LOGITS = 2048, 2**24
 
 
 @torch.no_grad()
@@ -41,9 +42,11 @@ def _log_likelihoods(model: Any, prompts: list[list[int]], target: list[int]) ->
     """Mean log-likelihood of the target's tokens after each prompt; prompts of like length go through together."""
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     found = [0.0] * len(prompts)
+    logits = (len(target) + 1) * model.config.get_text_config().vocab_size
     while order:
         most = len(prompts[order[-1]]) + len(target)
-        batch = [order.pop() for _ in range(min(len(order), max(1, BATCH_TOKENS // most)))]
+        rows = max(1, min(BATCH_TOKENS // most, BATCH_LOGITS // logits))
+        batch = [order.pop() for _ in range(min(len(order), rows))]
         values = _batch(model, [prompts[place] for place in batch], target)
         for place, value in zip(batch, values.tolist(), strict=True):
             found[place] = value
@@ -61,5 +64,6 @@ def _batch(model: Any, prompts: list[list[int]], target: list[int]) -> Tensor:
     logits = model(
         input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=n + 1, use_cache=False
     ).logits
-    log_p = torch.log_softmax(logits[:, :-1].float(), -1)  # [B, n, vocabulary]
-    return log_p.gather(-1, ids[:, -n:, None]).mean((1, 2))
+    logits = logits[:, :-1].float()  # [B, n, vocabulary]
+    said = logits.gather(-1, ids[:, -n:, None])[..., 0]
+    return (said - logits.logsumexp(-1)).mean(1)

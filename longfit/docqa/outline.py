@@ -11,7 +11,7 @@ from longfit.docqa.document import Document
 from longfit.docqa.prompt import context_of, question_ids
 from longfit.families import decoder_of
 from longfit.model import named
-from longfit.units import format_bytes
+from longfit.units import format_bytes, kept_for_ratio
 
 CALIBRATION_TOKENS = 192
 # A shorter text is read sooner than its time is estimated.
@@ -75,7 +75,9 @@ def outline(
     context = model.longfit
     cache = context.new_cache(decoder_of(model), 1, tokens)
     full = context.shape.full_kv_bytes(tokens)
-    kept = None if context.free else min(tokens, context.limit_of(cache) or cache.ledger.kept_limit(tokens))
+    limit, ratio = context.limit_of(cache), context.budget.keep_ratio
+    limit = kept_for_ratio(tokens, ratio) if limit is None and ratio is not None else limit
+    kept = None if context.free or limit is None else min(tokens, limit)
     return Outline(
         documents=len(documents),
         pages=sum(len(document.pages) for document in documents),

@@ -1,6 +1,6 @@
 """How a model is loaded and wrapped for documents: what a command asks for, and what a saved memory remembers."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from longfit.errors import InputError, LongfitError, MemoryFileError
@@ -53,13 +53,29 @@ class Setup:
             budget = MemoryBudget.parse(DEFAULT_BUDGET)
         return {"compressor": method, "attention": patch, "budget": budget, "chunk_tokens": self.chunk_tokens}
 
-    def prepare(self, progress: bool = True) -> tuple[Any, Any]:
-        """The model, loaded and wrapped, and its tokenizer. What can be refused is refused before it is loaded."""
-        from longfit import load, wrap
+    @property
+    def names_budget(self) -> bool:
+        """Somebody said what the budget is."""
+        return bool(self.budget or self.total)
+
+    def keeping_all(self) -> "Setup":
+        """The same with room for everything: for texts too short for the share that is kept by default."""
+        return replace(self, budget="100%")
+
+    def rewrap(self, model: Any, tokenizer: Any) -> Any:
+        """A loaded model, wrapped as this says."""
+        from longfit import wrap
 
         parts = self.parts()
+        return wrap(model, parts.pop("compressor"), tokenizer=tokenizer, **parts)
+
+    def prepare(self, progress: bool = True) -> tuple[Any, Any]:
+        """The model, loaded and wrapped, and its tokenizer. What can be refused is refused before it is loaded."""
+        from longfit import load
+
+        self.parts()
         model, tokenizer = load(self.model, dtype=self.dtype, progress=progress)
-        return wrap(model, parts.pop("compressor"), tokenizer=tokenizer, **parts), tokenizer
+        return self.rewrap(model, tokenizer), tokenizer
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name."""

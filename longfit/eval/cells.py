@@ -120,6 +120,8 @@ def expand(groups: list[dict[str, Any]]) -> list[Cell]:
                 for mode in aware:
                     if mode not in ("agnostic", "aware"):
                         raise InputError(f"awareness {mode!r} of {method}: use agnostic or aware")
+                    if mode == "agnostic" and method not in BASELINES and _needs_question(method):
+                        raise InputError(f"{method} chooses with the question in sight only: use awareness: [aware]")
                     chunk = None if method in BASELINES else group.get("chunk_tokens")
                     for patch in [None] if method in BASELINES or not attention else attention:
                         cell = Cell(method, budget, mode, options, chunk, patch)
@@ -180,11 +182,16 @@ def _method(entry: str | dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]
     return next(iter(entry.items()))
 
 
+def _needs_question(method: str) -> bool:
+    """A prompt compressor that chooses with the question does not choose without it."""
+    return method in available_prompt() and available_prompt()[method].query_aware
+
+
 def _awareness(method: str, options: dict[str, Any]) -> list[str]:
     """Both ways for a method that looks at the question where it is known, else without it; prompt compressors that do
     choose with it only."""
     from longfit.compressors import get
 
     if method in available_prompt():
-        return ["aware" if available_prompt()[method].query_aware else "agnostic"]
+        return ["aware" if _needs_question(method) else "agnostic"]
     return ["agnostic", "aware"] if get(method, **options).query_aware else ["agnostic"]

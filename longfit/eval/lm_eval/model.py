@@ -89,7 +89,7 @@ class LongfitLM(HFLM):
             from longfit.model import wrap
 
             method = get(self.cell.method, **self.cell.options)
-            wrap(self.model, method, budget=budget, total=total, chunk_tokens=chunk_tokens)
+            wrap(self.model, method, budget=budget, total=total, chunk_tokens=chunk_tokens, tokenizer=self.tokenizer)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         self._templated = True
