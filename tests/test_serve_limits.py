@@ -345,6 +345,6 @@ def test_settings_and_models_that_cannot_serve(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="cannot be used"):
         create_app(model, tokenizer, ServerSettings("tiny", tmp_path / "file"))
-    model.longfit.encoder = type("Asks", (), {"query_aware": True, "name": "asks"})()
-    with pytest.raises(UnsupportedFeatureError, match="for one question"):
+    model = longfit.wrap(model, "bm25", budget="25%", tokenizer=tokenizer)
+    with pytest.raises(UnsupportedFeatureError, match="bm25 compresses a document for one question"):
         create_app(model, tokenizer, ServerSettings("tiny", tmp_path))

@@ -31,12 +31,12 @@ class Server:
     def __init__(self, model: Any, tokenizer: Any, settings: ServerSettings) -> None:
         if not hasattr(model, "longfit"):
             raise InputError("wrap the model first: longfit.wrap(model, ...)")
-        encoder = model.longfit.encoder
-        if encoder is not None and encoder.query_aware:
-            raise UnsupportedFeatureError(
-                f"{encoder.name} compresses a document for one question, and a server keeps it for many; take another "
-                "compressor, see `longfit list`"
-            )
+        for step in (model.longfit.prompt, model.longfit.encoder):
+            if step is not None and step.query_aware:
+                raise UnsupportedFeatureError(
+                    f"{step.name} compresses a document for one question, and a server keeps it for many; take another "
+                    "compressor, see `longfit list`"
+                )
         self.settings, self.started_at = settings, int(time.time())
         context = model.longfit
         made_by = {"budget": str(context.budget), "geometry": str(context.geometry), "chunk": str(context.chunk_tokens)}
