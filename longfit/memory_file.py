@@ -31,10 +31,7 @@ SOURCE = re.compile(r"source-[0-9a-f]{32}\.json")
 
 def write(memory: Memory, folder: Path, about: dict[str, Any]) -> Path:
     """See `Memory.save`."""
-    if folder.exists() and not folder.is_dir():
-        raise MemoryFileError(f"{folder} is a file; give a folder for the memory")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONTEXT).is_file():
-        raise MemoryFileError(f"{folder} holds other files; give a new folder for the memory")
+    check_place(folder)
     facts, tensors = _taken_apart(memory)
     facts["about"] = about
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +53,17 @@ def write(memory: Memory, folder: Path, about: dict[str, Any]) -> Path:
         if old.name not in (name, source) and (TENSORS.fullmatch(old.name) or SOURCE.fullmatch(old.name)):
             old.unlink(missing_ok=True)
     return folder
+
+
+def check_place(folder: Path) -> None:
+    """
+    Raises:
+        MemoryFileError: no memory can be written there: it is a file, or holds other files.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise MemoryFileError(f"{folder} is a file; give a folder for the memory")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONTEXT).is_file():
+        raise MemoryFileError(f"{folder} holds other files; give a new folder for the memory")
 
 
 def read(folder: Path, model: Any) -> Memory:

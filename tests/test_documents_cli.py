@@ -122,6 +122,8 @@ def test_what_cannot_be_done_is_refused_in_one_line(tiny, files, tmp_path):
     run("compress", files[0], "-o", folder, "-m", tiny)
     assert "then the question" in refused("ask", "only this")
     assert "-o report.ctx" in refused("compress", files[0])
+    assert "holds other files" in refused("compress", files[0], "-o", str(tmp_path), "-m", tiny)
+    assert "is a file" in refused("compress", files[0], "-o", files[1], "-m", "no such model, and never looked for")
     assert "stands alone" in refused("ask", folder, files[1], "who")
     assert "standard input is for the questions" in refused("chat", "-")
     assert "holds no memory" in refused("compress", files[0], "--append", str(tmp_path / "none"))

@@ -5,10 +5,12 @@ import json
 import openai
 import pytest
 
+import longfit
 from longfit.docqa import ask_memory
 from longfit.docqa.server.text_stream import TextStream
 from longfit.memory import Memory
 from tests.serving import TEXT, served, tiny, until
+from tests.tiny_models_on_disk import tiny_llama, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -228,3 +230,24 @@ def test_text_goes_out_in_whole_characters_and_without_stop_sequences():
     sent, stream = streamed("abcab", ["abd"])
     assert sent == ["abc", "ab"] and not stream.stopped and stream.text == "abcab"
     assert until(lambda: 1, bool) == 1
+
+
+@pytest.mark.parametrize("kind", ["learned", "soft", "attention", "prompt", "head budgets"])
+def test_every_kind_of_method_can_be_served(kind, tmp_path):
+    tokenizer = tiny_tokenizer()
+    made = {
+        "learned": lambda: longfit.wrap(tiny_llama(), "strided_kv", ratio=4, segment_tokens=64),
+        "soft": lambda: longfit.wrap(tiny_llama(), "mean_pool", ratio=4, segment_tokens=64, adapter="untrained"),
+        "attention": lambda: longfit.wrap(tiny_llama(), attention="topk", dense_layers=0),
+        "prompt": lambda: longfit.wrap(tiny_llama(), "truncate", budget="50%", tokenizer=tokenizer),
+        "head budgets": lambda: longfit.wrap(tiny_llama(), "adakv", budget="50%"),
+    }[kind]()
+    with served(tmp_path, made, tokenizer) as running:
+        document = running.upload()
+        assert document["status"] == "ready", document
+        assert running.ask("who", document["id"]).usage.completion_tokens == 5
+        given = running.http.get(f"/v1/documents/{document['id']}/kept").json()
+        expected = {"learned": 25, "soft": 25, "attention": 100, "prompt": 50, "head budgets": 50}[kind]
+        assert given["share"][0] == pytest.approx(expected, abs=4)
+        running.server.library._memories.clear()
+        assert running.ask("who", document["id"]).usage.completion_tokens == 5

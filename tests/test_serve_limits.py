@@ -315,6 +315,21 @@ def test_a_document_that_is_removed_while_it_waits_is_not_compressed(running, mo
     assert waiting["id"] not in [d["id"] for d in running.http.get("/v1/documents").json()["data"]]
 
 
+def test_a_document_that_is_removed_while_it_is_read_leaves_nothing(running, monkeypatch):
+    save, removed = Memory.save, []
+
+    def slow(self, folder, about=None):
+        removed.append(running.http.delete(f"/v1/documents/{folder.parent.name}").status_code)
+        return save(self, folder, about)
+
+    monkeypatch.setattr(Memory, "save", slow)
+    document = running.upload("a lamp and a boat", wait=False)
+    until(lambda: removed, bool)
+    assert running.ask("who", running.document["id"]).choices and removed == [200]
+    assert not (running.server.library.home / document["id"]).exists()
+    assert running.http.get(f"/v1/documents/{document['id']}").status_code == 404
+
+
 def test_a_stop_ends_what_runs_and_tells_who_waits(tmp_path):
     with served(tmp_path) as made:
         made.document = made.upload()

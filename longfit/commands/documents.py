@@ -90,10 +90,12 @@ def compress(
     from longfit import docqa
     from longfit.docqa.shown import progress_bar
     from longfit.errors import InputError
+    from longfit.memory_file import check_place
 
     folder = output or append
     if folder is None:
         raise InputError("say where to keep the memory: -o report.ctx, or --append report.ctx to add to one")
+    check_place(folder)
     setup = setup_of(model, dtype, compressor, attention, option, budget, total, chunk_tokens)
     if append is not None:
         refuse_setup({"--compressor": compressor, "--attention": attention, "--budget": budget, "--total": total})

@@ -53,7 +53,9 @@ class Engine:
         except Cancelled:
             record.status = QUEUED
         except Exception as error:
-            if record.id in self.library:
+            if record.id not in self.library:
+                record.clear()  # what was written after it was removed
+            else:
                 known = isinstance(error, LongfitError | ApiError) or is_full_disk(error)
                 logger.warning("%s cannot be compressed: %s", record.id, error, exc_info=None if known else error)
                 self.library.fail(record, api_error(error))

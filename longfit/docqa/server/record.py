@@ -107,6 +107,10 @@ class Record:
         self.folder.rename(going)
         shutil.rmtree(going, ignore_errors=True)
 
+    def clear(self) -> None:
+        """Take away what is in the folder of a document that was removed."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
 
 def store(home: Path, documents: Sequence[Document], size: int) -> Record:
     """A new record with its folder, whole or not at all.
