@@ -176,14 +176,14 @@ def _taken_apart(memory: Memory) -> tuple[dict[str, Any], dict[str, Tensor]]:
     }
     if memory.question is not None:
         tensors["question"] = memory.question
+    shortened = None if cache.shortened is None else _shortened(cache.shortened, tensors)
     if cache.encoded is not None and cache.encoded.soft is not None:
-        facts["cache"] = {"slots": _encoded(cache.encoded, tensors), "rows": cache.rows}
+        facts["cache"] = {"slots": _encoded(cache.encoded, tensors), "rows": cache.rows, "shortened": shortened}
         assert cache.raw_ids is not None
         tensors["raw_ids"] = cache.raw_ids
         return facts, tensors
     if cache.slot_spans is not None and cache.encoded is None:
         tensors["sources"] = cache.slot_spans
-    shortened = None if cache.shortened is None else _shortened(cache.shortened, tensors)
     if shortened is not None and isinstance(cache.method, KeepAll) and cache.encoded is None and cache.patch is None:
         facts["cache"] = {"shortened": shortened, "ids": True, "rows": cache.rows}
         return facts, tensors
@@ -222,7 +222,7 @@ def _encoded_of(facts: dict[str, Any], tensors: dict[str, Tensor], device: torch
 
 
 def _shortened(given: Shortened, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    tensors["shortened.ids"] = given.ids
+    tensors["shortened.ids"] = given.ids.clone()  # what was read raw after slots is a view of it
     tensors.update({f"shortened.places.{row}": places for row, places in enumerate(given.places)})
     names = ("own_padding", "tokens", "padding", "columns")
     return {name: getattr(given, name) for name in names}

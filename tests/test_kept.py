@@ -98,10 +98,11 @@ def test_slots_that_are_trimmed_again_are_told_from_the_live_memory_only(tmp_pat
         kept_on_disk(tmp_path / "m", no_text(TOKENS))
 
 
-@pytest.mark.parametrize("behind", [None, "knorm", "strided_kv"])
+@pytest.mark.parametrize("behind", [None, "knorm", "strided_kv", "icae"])
 def test_what_a_prompt_compressor_left_out_is_kept_by_none(behind, tmp_path):
     strided = longfit.compressors.get("strided_kv", ratio=4, segment_tokens=64)
-    steps = {None: "truncate", "knorm": ["truncate", "knorm"], "strided_kv": ["truncate", strided]}[behind]
+    icae = longfit.compressors.get("icae", ratio=4, segment_tokens=64, rank=2, adapter="untrained")
+    steps = ["truncate", *{None: [], "knorm": ["knorm"], "strided_kv": [strided], "icae": [icae]}[behind]]
     model = longfit.wrap(prompt_model(), steps, budget="120 tokens", tokenizer=bpe_tokenizer())
     memory = model.compress(CONTEXT)
     memory.save(tmp_path / "m")
@@ -111,6 +112,8 @@ def test_what_a_prompt_compressor_left_out_is_kept_by_none(behind, tmp_path):
     assert held <= read < set(range(CONTEXT.shape[1])) and (held == read or behind == "knorm")
     assert found.share.sum() == pytest.approx(memory.kept_tokens, abs=0.1)
     assert np.allclose(kept_on_disk(tmp_path / "m", no_text(CONTEXT.shape[1])).share, found.share)
+    again = longfit.Memory.load(tmp_path / "m", model)
+    assert np.allclose(kept(again, no_text(CONTEXT.shape[1])).share, found.share)
 
 
 def test_offloading_drops_nothing(tmp_path):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
+import longfit
 from longfit.cache import FitCache
 from longfit.context import FitContext
 from longfit.docqa.server import ServerSettings, create_app

@@ -100,9 +100,11 @@ def kept_on_disk(folder: Path, spans: Integers, row: int = 0) -> Kept:
             def read(name: str) -> Any:
                 return file.get_tensor(name) if name in names else None
 
-            if "slots" in given:
-                return _of_slots(facts, read, spans, row)
             places, shortened = read(f"shortened.places.{row}"), given.get("shortened")
+            if "slots" in given:
+                same = _of_slots(facts, read, tokens if shortened is None else len(places), row)
+                same = same if shortened is None else _as_given(same, places, shortened["tokens"][row])
+                return Kept(same, (0,), spans)
             if given.get("ids"):  # a shorter prompt that is read again: every layer holds the same
                 slots = read("sources")
                 slots = np.zeros((0, 2), np.int64) if slots is None else _row(slots, row)
@@ -193,8 +195,8 @@ def _as_given(shares: NDArray[Any], places: Integers, tokens: int) -> Shares:
     return given
 
 
-def _of_slots(facts: dict[str, Any], read: Any, spans: Integers, row: int) -> Kept:
-    """Soft slots hold the same in every layer and head, so they are one layer here."""
+def _of_slots(facts: dict[str, Any], read: Any, tokens: int, row: int) -> Shares:
+    """[1, T]: soft slots hold the same in every layer and head, so they are one layer here."""
     sources, raw = _row(read("encoded.sources"), row), read("raw_ids")
     first = int(facts["cache"]["slots"]["tokens_in"])
     if round(facts["kept_tokens"]) != len(sources) + raw.shape[1]:
@@ -203,7 +205,7 @@ def _of_slots(facts: dict[str, Any], read: Any, spans: Integers, row: int) -> Ke
             "with its model (longfit.Memory.load) and use longfit.docqa.kept"
         )
     places = np.concatenate([sources[:, 1] - 1, np.arange(first, first + raw.shape[1])])
-    return Kept(_shares([[Entries(slice(0, 1), places[None])]], facts["tokens_in"], sources, False), (0,), spans)
+    return _shares([[Entries(slice(0, 1), places[None])]], tokens, sources, False)
 
 
 def _row(sources: Any, row: int) -> Integers:
