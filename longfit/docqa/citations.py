@@ -11,7 +11,7 @@ from longfit.docqa.likelihood import lifts
 from longfit.docqa.passages import Passage, passages
 
 CANDIDATES = 10
-BM25_WEIGHT = 2.0
+BM25_WEIGHT = 4.0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from longfit.errors import InputError
 
 STANDARD_INPUT = "-"
 MOST_FILE_BYTES = 256 * 2**20
-MOST_TEXT_BYTES = 64 * 2**20
+MOST_TEXT_BYTES = 32 * 2**20
 # What a file of this kind begins with -> what it is called.
 SIGNATURES: dict[bytes, str] = {
     b"\xd0\xcf\x11\xe0": "an old or a protected Office file (DOC, XLS, PPT, or a DOCX with a password)",
@@ -75,7 +75,7 @@ def decode(data: bytes, name: str) -> str:
 def too_long(name: str, size: int) -> InputError:
     """The refusal of a text that passes the limit."""
     return InputError(
-        f"{name} is {size:,} bytes of text, and one document may have {MOST_TEXT_BYTES:,} (some 16 million tokens); "
+        f"{name} is {size:,} bytes of text, and one document may have {MOST_TEXT_BYTES:,} (some 8 million tokens); "
         "give a part of it"
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from longfit.errors import InputError
 
-PIECE = 4_000_000
+PIECE = 1_000_000
 # Characters on either side of a cut that have to be tokenised alike with and without it.
 AROUND_CUT = 500
 TRIES = 20
