@@ -16,7 +16,7 @@ that in a file; truncation and pruning at those bytes are the conditions ending 
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -102,20 +102,16 @@ def trained(model: Any, method: str, adapter: str) -> Iterator[LearnedCompressor
         compressor.release()
 
 
-def learned(model: Any, method: str, adapter: str, shuffled: bool = False) -> Condition:
+@contextmanager
+def learned(model: Any, method: str, adapter: str, shuffled: bool = False) -> Iterator[Condition]:
     """A learned memory of the context, or of another one."""
+    with trained(model, method, adapter) as compressor:
 
-    def condition(context: Tensor, other: Tensor) -> Reads:
-        with trained(model, method, adapter) as compressor:
+        def condition(context: Tensor, other: Tensor) -> Reads:
             encoded = compressor.compress(other if shuffled else context)
+            return lambda ids: compressor.read(encoded, ids)
 
-        def read(ids: Tensor) -> Tensor:
-            with trained(model, method, adapter) as compressor:
-                return compressor.read(encoded, ids)
-
-        return read
-
-    return condition
+        yield condition
 
 
 def greedy(read: Reads, ids: Tensor, tokenizer: Any) -> str:
@@ -175,8 +171,8 @@ class Log:
         self.rows += made
 
 
-def conditions(model: Any, adapters: dict[str, str], tokens: int) -> dict[str, Condition]:
-    """Each condition by name."""
+def conditions(model: Any, adapters: dict[str, str], tokens: int) -> dict[str, AbstractContextManager[Condition]]:
+    """Each condition by name; learned ones are in the model inside their `with`."""
     probe, entry, sizes = torch.zeros(1, tokens, dtype=torch.long), model_shape(model).full_kv_bytes(1), {}
     for name, adapter in adapters.items():
         with trained(model, name, adapter) as compressor:
@@ -184,10 +180,11 @@ def conditions(model: Any, adapters: dict[str, str], tokens: int) -> dict[str, C
             sizes[name] = encoded.slots, encoded.nbytes
     slots = max(slots for slots, _ in sizes.values())
     few = min(nbytes for _, nbytes in sizes.values()) // entry
-    made = {"whole context": plain(model, None), "no context": plain(model, 0), "truncation": plain(model, slots)}
+    simple = {"whole context": plain(model, None), "no context": plain(model, 0), "truncation": plain(model, slots)}
     if 0 < few < slots:
-        made["truncation at soft bytes"] = plain(model, few)
-    made |= {method: pruned(model, method, slots) for method in PRUNING}
+        simple["truncation at soft bytes"] = plain(model, few)
+    simple |= {method: pruned(model, method, slots) for method in PRUNING}
+    made: dict[str, AbstractContextManager[Condition]] = {name: nullcontext(given) for name, given in simple.items()}
     for name, adapter in adapters.items():
         made[name] = learned(model, name, adapter)
         made[f"{name}, another's"] = learned(model, name, adapter, shuffled=True)
@@ -250,13 +247,15 @@ def main() -> None:
     model, tokenizer = longfit.load(asked.model, dtype=torch.bfloat16)
     sets, log = sets_of([source for _, source in sources(SOURCES, tokenizer, asked.data)]), Log(asked.output)
     for tokens in asked.tokens:
-        for name, condition in conditions(model, adapters, tokens).items():
-            for kind, source in sets.items():
-                key = {"tokens": tokens, "set": kind, "condition": name}
-                if log.has(key, asked.n):
-                    continue
-                episodes = evaluation_episodes(source, asked.n, tokens, TARGET)
-                log.add(key, samples(condition, episodes, tokenizer, decode=kind == "squad"))
+        for name, held in conditions(model, adapters, tokens).items():
+            left = [kind for kind in sets if not log.has({"tokens": tokens, "set": kind, "condition": name}, asked.n)]
+            if not left:
+                continue
+            with held as condition:
+                for kind in left:
+                    episodes = evaluation_episodes(sets[kind], asked.n, tokens, TARGET)
+                    key = {"tokens": tokens, "set": kind, "condition": name}
+                    log.add(key, samples(condition, episodes, tokenizer, decode=kind == "squad"))
             print(f"{tokens} tokens, {name}: done", flush=True)
     text = "\n".join(table(log.rows, tokens) for tokens in asked.tokens)
     (asked.output / "comparison.md").write_text(text, encoding="utf-8")
