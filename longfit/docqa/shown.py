@@ -41,6 +41,8 @@ def progress_bar(model: Any, shown: bool = True) -> Iterator[None]:
     def moved(read: int, total: int) -> None:
         bar.total = total
         bar.update(read - bar.n)
+        if read >= total:
+            bar.refresh()
 
     with bar, model.longfit.observed(moved):
         yield

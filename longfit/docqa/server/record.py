@@ -47,7 +47,7 @@ class Record:
     bytes: int
     characters: int
     pages: int
-    created_at: int
+    created_at: float
     status: str = QUEUED
     error: dict[str, Any] | None = None
     facts: dict[str, Any] | None = None
@@ -62,7 +62,7 @@ class Record:
             "bytes": self.bytes,
             "characters": self.characters,
             "pages": self.pages or None,
-            "created_at": self.created_at,
+            "created_at": int(self.created_at),
             "status": self.status,
             "error": self.error,
             "in_memory": in_memory,
@@ -124,7 +124,7 @@ def store(home: Path, documents: Sequence[Document], size: int) -> Record:
         "bytes": size,
         "characters": sum(len(document.text) for document in documents),
         "pages": sum(len(document.pages) for document in documents),
-        "created_at": int(time.time()),
+        "created_at": time.time(),
     }
     text = [{"name": d.name, "text": d.text, "pages": [[p.number, p.start, p.end] for p in d.pages]} for d in documents]
     coming = home / f"{COMING}{made}"
@@ -161,7 +161,7 @@ def _record(folder: Path, known: dict[str, Any]) -> Record:
         bytes=int(known["bytes"]),
         characters=int(known["characters"]),
         pages=int(known["pages"]),
-        created_at=int(known["created_at"]),
+        created_at=float(known["created_at"]),
     )
 
 
