@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import longfit
+from longfit.bm25 import BM25Index, terms
 from longfit.docqa import Document, Page, ask, ask_memory, cite, compress
 from longfit.docqa.citations import candidates, ranked
-from longfit.docqa.lexical import BM25, stands_in, terms
+from longfit.docqa.lexical import stands_in
 from longfit.docqa.likelihood import lifts
 from longfit.docqa.passages import LEAST_WORDS, MOST_CHARACTERS, MOST_WORDS, passages
 from longfit.docqa.prompt import context_of, question_ids
@@ -60,9 +61,9 @@ def test_what_stands_in_a_passage(answer, passage, question, verified):
 
 
 def test_bm25_prefers_rare_words_and_knows_no_negative_scores():
-    scores = BM25(["the lamp the lamp", "the keeper", "the storm of nine"]).scores("the storm")
+    scores = BM25Index(["the lamp the lamp", "the keeper", "the storm of nine"]).scores("the storm")
     assert scores[2] > scores[0] > 0 and scores[2] > scores[1]
-    assert BM25([]).scores("x") == [] and BM25(["a"]).scores("b") == [0.0]
+    assert BM25Index([]).scores("x") == [] and BM25Index(["a"]).scores("b") == [0.0]
     assert terms("Don't stop at 3.5 km, 東京") == ["don", "t", "stop", "at", "3.5", "km", "東", "京"]
 
 

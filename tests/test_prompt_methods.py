@@ -5,10 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 
+from longfit.bm25 import spaceless
 from longfit.compressors import get
 from longfit.compressors.prompt.lm import STRETCH_TOKENS
 from longfit.compressors.prompt.passage import Passage
-from longfit.compressors.prompt.units import spaceless, words
+from longfit.compressors.prompt.units import words
 from longfit.errors import InputError, UnsupportedFeatureError
 from tests.prompt_models import CJK, NAMES, bpe_tokenizer, make, prompt_model, story
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from longfit.bm25 import BM25Index
 from longfit.compressors import get
 from longfit.compressors.prompt import probe as probes
-from longfit.compressors.prompt.bm25 import bm25
 from longfit.compressors.prompt.embedded import contextual
 from longfit.compressors.prompt.passage import Passage
 from longfit.compressors.prompt.pruning import prune
@@ -244,7 +244,7 @@ def test_bm25_is_its_formula():
     query, k1, b = "open the gate", 1.2, 0.6
     split = [re.findall(r"\w+", text.lower()) for text in texts]
     mean = sum(map(len, split)) / len(split)
-    for text, found in zip(split, bm25(texts, query, k1, b), strict=True):
+    for text, found in zip(split, BM25Index(texts, k1, b).scores(query), strict=True):
         wanted = 0.0
         for term in query.split():
             n = sum(term in other for other in split)
@@ -252,7 +252,7 @@ def test_bm25_is_its_formula():
             f = text.count(term)
             wanted += idf * f * (k1 + 1) / (f + k1 * (1 - b + b * len(text) / mean))
         assert found == pytest.approx(wanted)
-    assert bm25([], "x") == [] and bm25(["", ""], "x") == [0.0, 0.0]
+    assert BM25Index([]).scores("x") == [] and BM25Index(["", ""]).scores("x") == [0.0, 0.0]
 
 
 def test_contextual_embeddings_are_means_of_the_whole_text_s_states(lm):

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from longfit.bm25 import BM25Index
 from longfit.docqa.document import Document
 from longfit.docqa.kept import Kept
-from longfit.docqa.lexical import BM25, stands_in
+from longfit.docqa.lexical import stands_in
 from longfit.docqa.likelihood import lifts
 from longfit.docqa.passages import Passage, passages
 
@@ -88,7 +89,7 @@ class Candidate:
 def candidates(documents: Sequence[Document], question: str, answer: str, most: int = CANDIDATES) -> list[Candidate]:
     """The passages nearest in words to a question and its answer, nearest first."""
     every = passages(documents)
-    scores = BM25([passage.text for passage in every]).scores(f"{question} {answer}")
+    scores = BM25Index([passage.text for passage in every]).scores(f"{question} {answer}")
     order = sorted(range(len(every)), key=lambda place: (-scores[place], place))[:most]
     return [Candidate(every[place], scores[place]) for place in order if scores[place] > 0]
 

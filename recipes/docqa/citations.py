@@ -22,9 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from longfit.bm25 import BM25Index, terms
 from longfit.docqa import Document, ask_memory, compress
 from longfit.docqa.citations import candidates, ranked
-from longfit.docqa.lexical import BM25, stands_in, terms
+from longfit.docqa.lexical import stands_in
 from longfit.docqa.likelihood import lifts
 from longfit.docqa.passages import Passage, passages
 from longfit.eval.intervals import wilson
@@ -103,7 +104,7 @@ def measured(model: Any, tokenizer: Any, row: dict[str, Any], answer: str) -> di
     """The scores of one question's candidates, and the first passages of BM25."""
     document = Document(row["name"], row["text"])
     every = passages([document])
-    index = BM25([passage.text for passage in every])
+    index = BM25Index([passage.text for passage in every])
     queries = {"bm25_question": row["question"], "bm25_both": f"{row['question']} {answer}"}
     firsts = {name: _best(index.scores(query)) for name, query in queries.items()}
     found = candidates([document], row["question"], answer)

@@ -32,7 +32,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.preprocessing import StandardScaler
 
 import longfit
-from longfit.compressors.prompt.bm25 import bm25
+from longfit.bm25 import BM25Index
 from longfit.compressors.prompt.lm import LanguageModel
 from longfit.compressors.prompt.passage import Passage
 from longfit.compressors.prompt.probe import Probe, hash_of, sentence_features
@@ -108,7 +108,7 @@ def collect(lm: LanguageModel, texts: Iterator[Asked], seconds: float, most: int
                     "source": given.source,
                     "features": row.numpy(),
                     "labels": np.array(marks),
-                    "bm25": np.array(bm25(given.text, question)),
+                    "bm25": np.array(BM25Index(given.text).scores(question)),
                     "tokens": np.array([len(i) for i in ids]),
                 }
             )

@@ -11,9 +11,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from longfit.bm25 import spaceless
 from longfit.compressors.prompt.lm import LanguageModel, scorer_of, tokenizer_of
 from longfit.compressors.prompt.passage import Passage, question_of
-from longfit.compressors.prompt.units import fixed, spaceless
+from longfit.compressors.prompt.units import fixed
 from longfit.errors import BudgetError, InputError, UnsupportedFeatureError
 
 _REGISTRY: dict[str, type["PromptCompressor"]] = {}

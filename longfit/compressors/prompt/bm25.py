@@ -1,18 +1,13 @@
 """BM25: the sentences that share words with the question."""
 
-import math
-import re
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from longfit.bm25 import BM25Index
 from longfit.compressors.prompt.base import PromptCompressor, Question
 from longfit.compressors.prompt.budgets import best_sentences, by_score
 from longfit.compressors.prompt.passage import Passage
-from longfit.compressors.prompt.units import sentences, spaceless
+from longfit.compressors.prompt.units import sentences
 from longfit.errors import InputError
-
-WORDS = re.compile(r"\w+")
 
 
 @dataclass
@@ -47,28 +42,5 @@ class BM25(PromptCompressor):
         """See `PromptCompressor.choose`."""
         assert question is not None
         units = sentences(passage, free)
-        scores = bm25([passage.said(*unit) for unit in units], question.text, self.k1, self.b)
+        scores = BM25Index([passage.said(*unit) for unit in units], self.k1, self.b).scores(question.text)
         return best_sentences(passage, by_score(units, scores), room)
-
-
-def bm25(texts: Sequence[str], query: str, k1: float = 1.5, b: float = 0.75) -> list[float]:
-    """The score of each text: the sum over the query's terms of idf f (k1 + 1) / (f + k1 (1 - b + b length / mean))."""
-    counts = [Counter(terms(text)) for text in texts]
-    lengths = [sum(count.values()) for count in counts]
-    mean = sum(lengths) / len(lengths) if any(lengths) else 1.0
-    seen = Counter(term for count in counts for term in count)
-    scores = [0.0] * len(texts)
-    for term in sorted(set(terms(query))):
-        idf = math.log(1 + (len(texts) - seen[term] + 0.5) / (seen[term] + 0.5))
-        for at, (count, length) in enumerate(zip(counts, lengths, strict=True)):
-            if f := count[term]:
-                scores[at] += idf * f * (k1 + 1) / (f + k1 * (1 - b + b * length / mean))
-    return scores
-
-
-def terms(text: str) -> list[str]:
-    """Lower-cased words; letters of scripts without spaces one by one."""
-    found = []
-    for word in WORDS.findall(text.lower()):
-        found += list(word) if any(map(spaceless, word)) else [word]
-    return found

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from longfit.bm25 import spaceless
 from longfit.compressors.prompt.passage import Passage
 
 WORD_TOKENS = 32  # longer runs without a space (addresses, base64) are cut
@@ -59,20 +60,6 @@ def _opens_word(passage: Passage, at: int, first: int) -> bool:
         return False  # nothing is said, or only spaces so far: they belong to what follows
     before, here = text[start - 1], text[start]
     return before.isspace() or here.isspace() or spaceless(before) or spaceless(here) or at - first >= WORD_TOKENS
-
-
-def spaceless(character: str) -> bool:
-    """Whether a character belongs to a script that is written without spaces (Chinese, Japanese, Thai, ...)."""
-    code = ord(character)
-    return (
-        0x2E80 <= code <= 0xA4CF  # CJK, kana, bopomofo, Yi, with their punctuation
-        or 0xF900 <= code <= 0xFAFF
-        or 0xFF00 <= code <= 0xFFEF
-        or 0x20000 <= code <= 0x3FFFF
-        or 0x0E00 <= code <= 0x0EFF  # Thai, Lao
-        or 0x1000 <= code <= 0x109F  # Burmese
-        or 0x1780 <= code <= 0x17FF  # Khmer
-    )
 
 
 def joined(passage: Passage, units: list[Unit], ends: Callable[[str, str], bool], most_tokens: int) -> list[Unit]:
