@@ -52,6 +52,7 @@ SOURCES: list[dict[str, Any]] = [
 # From contexts [B, n], and those of other documents, to a function from what follows [B, T] to its logits.
 Reads = Callable[[Tensor], Tensor]
 Condition = Callable[[Tensor, Tensor], Reads]
+Scores = dict[str, list[float]]  # of each sample, by condition
 
 
 def plain(model: Any, tokens: int | None) -> Condition:
@@ -192,42 +193,44 @@ def conditions(model: Any, adapters: dict[str, str], tokens: int) -> dict[str, A
     return made
 
 
-def table(rows: list[dict[str, Any]], tokens: int) -> str:
-    """One line a condition: each set's score, normalised where there is a gap, and less truncation, paired."""
+def tables(rows: list[dict[str, Any]], tokens: int) -> str:
+    """Each set's scores, a line a condition: as they are, normalised, and less truncation, paired."""
     sets = [("lookup/word", "accuracy"), ("lookup/name", "accuracy"), ("lookup/number", "accuracy")]
     sets += [("text", "nll"), ("squad", "nll"), ("squad", "f1")]
-    given: dict[str, dict[str, list[float]]] = {}
+    given: dict[str, Scores] = {}
     for row in rows:
         for name, metric in sets:
             if row["tokens"] == tokens and row["set"] == name and metric in row:
                 given.setdefault(f"{name} {metric}", {}).setdefault(row["condition"], []).append(row[metric])
     names = list(dict.fromkeys(row["condition"] for row in rows if row["tokens"] == tokens))
-    lines = [
-        f"## {tokens} tokens\n",
-        "Mean [95 %]; in brackets after it (it - no context) / (whole context - no context)\n",
-    ]
-    lines += ["| | " + " | ".join(given) + " |", "|---|" + "--:|" * len(given)]
-    lines += ["| " + " | ".join([name, *(cell(scores, name) for scores in given.values())]) + " |" for name in names]
-    lines += ["\nLess truncation to as many tokens, the same samples [95 %] (for nll below 0 is better)\n"]
-    lines += ["| | " + " | ".join(given) + " |", "|---|" + "--:|" * len(given)]
-    lines += ["| " + " | ".join([name, *(less(scores, name) for scores in given.values())]) + " |" for name in names]
+    lines = [f"## {tokens} tokens"]
+    for head, shown in (
+        ("Mean [95 %]", score),
+        ("(It - no context) / (whole context - no context) [95 %], where the context gains a tenth or more", share),
+        ("Less truncation to as many tokens, the same samples [95 %] (for nll below 0 is better)", less),
+    ):
+        lines += [f"\n{head}\n", "| | " + " | ".join(given) + " |", "|---|" + "--:|" * len(given)]
+        lines += [
+            "| " + " | ".join([name, *(shown(scores, name) for scores in given.values())]) + " |" for name in names
+        ]
     return "\n".join(lines) + "\n"
 
 
-def cell(scores: dict[str, list[float]], name: str) -> str:
-    if name not in scores:
-        return ""
+def score(scores: Scores, name: str) -> str:
     mean, low, high = mean_interval(scores[name])
-    shown = f"{mean:.2f} [{low:.2f}, {high:.2f}]"
-    reference = {"full": scores["whole context"], "no_context": scores["no context"], "it": scores[name]}
-    if abs(np.mean(reference["full"]) - np.mean(reference["no_context"])) < 0.02:
-        return shown
-    value, _, _ = normalised(reference, "it")
-    return shown if value is None else f"{shown} ({value:.2f})"
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def less(scores: dict[str, list[float]], name: str) -> str:
-    if name not in scores or "truncation" not in scores or name == "truncation":
+def share(scores: Scores, name: str) -> str:
+    whole, nothing = scores["whole context"], scores["no context"]
+    if abs(np.mean(whole) - np.mean(nothing)) < 0.1:
+        return ""
+    value, low, high = normalised({"full": whole, "no_context": nothing, "it": scores[name]}, "it")
+    return "" if value is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def less(scores: Scores, name: str) -> str:
+    if name == "truncation":
         return ""
     mean, low, high = paired_difference(scores[name], scores["truncation"])
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
@@ -257,7 +260,7 @@ def main() -> None:
                     key = {"tokens": tokens, "set": kind, "condition": name}
                     log.add(key, samples(condition, episodes, tokenizer, decode=kind == "squad"))
             print(f"{tokens} tokens, {name}: done", flush=True)
-    text = "\n".join(table(log.rows, tokens) for tokens in asked.tokens)
+    text = "\n".join(tables(log.rows, tokens) for tokens in asked.tokens)
     (asked.output / "comparison.md").write_text(text, encoding="utf-8")
     print(text)
 
