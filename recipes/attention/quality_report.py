@@ -20,6 +20,8 @@ from longfit.eval.records import read_records
 
 Record = dict[str, Any]
 Cell = tuple[str, str]  # name as shown, size as shown
+RECIPES = ("selectors-needle", "selectors-ruler", "selectors-perplexity", "patterns-needle", "patterns-ruler")
+RECIPES += ("patterns-perplexity", "beyond-window-needle", "beyond-window")
 OURS = "hadamard_topk (ours)"
 SELECTORS = {
     "exact top-k (oracle)": ("#222222", "o"),
@@ -38,7 +40,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    runs = {file.name: read_records(file) for file in sorted(options.runs.iterdir()) if file.is_dir()}
+    runs = {name: read_records(options.runs / name) for name in RECIPES if (options.runs / name).is_dir()}
     text = []
     for name in ("selectors-needle", "selectors-ruler"):
         if runs.get(name):
