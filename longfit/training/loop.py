@@ -132,7 +132,6 @@ class Training:
 
     def _prepare(self) -> None:
         recipe, accelerator = self.recipe, self.accelerator
-        self.ratios = recipe.ratios or [self.compressor.ratio]
         self.losses = recipe.losses or dict(self.compressor.losses)
         student = Student(self.compressor, recipe.loss_settings)
         if not student.trained():
@@ -214,7 +213,7 @@ class Training:
         recipe, compressor = self.recipe, self.compressor
         if self.sharded:
             compressor = whole_compressor(recipe, self.folder / CHECKPOINTS)
-        given = (self.folder, recipe, compressor, self.ratios, self.step, self.seconds)
+        given = (self.folder, recipe, compressor, recipe.final_ratios or [compressor.ratio], self.step, self.seconds)
         save_adapter(*given)
         write_curves(self.folder)
         if not recipe.evaluation_settings.n:
@@ -243,7 +242,8 @@ class Training:
         """One optimizer step; returns what is logged."""
         recipe, accelerator, progress = self.recipe, self.accelerator, self.progress()
         context_tokens = stepwise(recipe.context_tokens, progress, "context_tokens")
-        ratio = random.Random(f"{recipe.seed}/ratio/{self.step}").choice(self.ratios)
+        ratios = recipe.ratios_at(progress) or [self.compressor.ratio]
+        ratio = random.Random(f"{recipe.seed}/ratio/{self.step}").choice(ratios)
         weights = {name: linear(given, progress, name) for name, given in self.losses.items()}
         factor = learning_rate(self.step, progress, recipe.warmup_steps, recipe.final_lr)
         for group in self.optimizer.param_groups:

@@ -101,7 +101,7 @@ def _rows(
         n=settings.small if small else settings.n,
         context_tokens=tokens,
         target_tokens=recipe.target_tokens,
-        ratio=settings.ratio or (recipe.ratios or [compressor.ratio])[0],
+        ratio=settings.ratio or (recipe.final_ratios or [compressor.ratio])[0],
         batch_size=settings.batch_size,
         window_tokens=recipe.window_tokens,
     )

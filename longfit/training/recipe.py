@@ -6,7 +6,7 @@ from typing import Any
 
 from longfit.compressors.soft import LearnedCompressor, available
 from longfit.errors import InputError
-from longfit.training.schedules import points
+from longfit.training.schedules import choices, points
 from longfit.training.student import LossOptions
 from longfit.yaml_file import read_mapping
 
@@ -56,7 +56,8 @@ class Recipe:
         losses: weight of each, a number or `[[progress, weight], ...]` (linear in between); the method's own where
             empty. See `training.student.LOSSES`; a method may have more.
         loss_options: see `training.student.LossOptions`.
-        ratios: tokens for each slot; one is drawn for each step. The method's own where empty.
+        ratios: tokens for each slot, one drawn for each step; or `[[progress, [ratios]], ...]`, of which the last one
+            reached holds, as low ratios first. The method's own where empty. The adapter is for those of the end.
         context_tokens: n of every context in a batch, a number or `[[progress, n], ...]` (the last one reached holds).
         target_tokens: that follow a context, at most.
         window_tokens: last tokens of a context that the reader gets raw; the slots stand for those before them.
@@ -84,7 +85,7 @@ class Recipe:
     model: str = "smollm2-135m"
     losses: dict[str, Any] = field(default_factory=dict)
     loss_options: dict[str, Any] = field(default_factory=dict)
-    ratios: list[int] = field(default_factory=list)
+    ratios: list[Any] = field(default_factory=list)
     context_tokens: Any = 256
     target_tokens: int = 48
     window_tokens: int = 0
@@ -145,8 +146,7 @@ class Recipe:
                 raise InputError(f"{name}={value!r} of the recipe has to be a whole number, at least {least}")
         if not isinstance(self.data, list) or not all(isinstance(entry, dict) for entry in self.data):
             raise InputError(f"data of the recipe is a list of mappings, not {self.data!r}")
-        if any(not isinstance(ratio, int) or ratio < 1 for ratio in self.ratios):
-            raise InputError(f"ratios={self.ratios!r} of the recipe has to be a list of whole numbers, at least 1")
+        choices(self.ratios, "ratios")
         for _, tokens in points(self.context_tokens, "context_tokens"):
             if not isinstance(tokens, int) or tokens <= self.window_tokens:
                 raise InputError(f"context_tokens={tokens!r} has to be whole and above window_tokens")
@@ -163,6 +163,15 @@ class Recipe:
     def longest_context(self) -> int:
         """The largest n that training reaches."""
         return max(tokens for _, tokens in points(self.context_tokens, "context_tokens"))
+
+    def ratios_at(self, progress: float) -> list[int]:
+        """What a step's ratio is drawn from; empty for the method's own."""
+        return [ratios for start, ratios in choices(self.ratios, "ratios") if progress >= start][-1]
+
+    @property
+    def final_ratios(self) -> list[int]:
+        """Those that the adapter is for; empty for the method's own."""
+        return self.ratios_at(1.0)
 
     @property
     def loss_settings(self) -> LossOptions:
@@ -184,7 +193,7 @@ class Recipe:
             raise InputError(f"no learned compressor is called {name!r}; there are {', '.join(available())}")
         options = {"adapter": "untrained", **(options or {})}
         if self.ratios and "ratio" not in options:
-            options["ratio"] = self.ratios[0]
+            options["ratio"] = self.final_ratios[0]
         try:
             return available()[name](**options)
         except TypeError as error:

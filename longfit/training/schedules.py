@@ -37,12 +37,42 @@ def points(given: Any, name: str) -> list[tuple[float, Any]]:
         found = [(float(start), value) for start, value in given]
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}={given!r} is neither a number nor [[progress, value], ...]") from error
-    starts = [start for start, _ in found]
-    if not found or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] > 1:
-        raise InputError(f"{name}={given!r}: the progress of its points has to rise from 0 and stay below 1")
+    _check_starts(found, given, name)
     if not all(isinstance(value, int | float) for _, value in found):
         raise InputError(f"{name}={given!r}: its values have to be numbers")
     return found
+
+
+def choices(given: Any, name: str) -> list[tuple[float, list[int]]]:
+    """The points of a schedule of lists: `[4, 8]` throughout, or `[[progress, [1, 2]], [progress, [4]], ...]`.
+
+    Raises:
+        InputError: a list is empty or holds anything but whole numbers from 1 on, or the progress does not rise from 0.
+    """
+    problem = InputError(
+        f"{name}={given!r} has to be a list of whole numbers, at least 1, or [[progress, [number, ...]], ...]"
+    )
+    if not isinstance(given, list | tuple):
+        raise problem
+    if not any(isinstance(entry, list | tuple) for entry in given):
+        found = [(0.0, list(given))]
+    else:
+        try:
+            found = [(float(start), list(values)) for start, values in given]
+        except (TypeError, ValueError) as error:
+            raise problem from error
+        if not all(values for _, values in found):
+            raise problem
+    _check_starts(found, given, name)
+    if any(not isinstance(value, int) or value < 1 for _, values in found for value in values):
+        raise problem
+    return found
+
+
+def _check_starts(found: list[tuple[float, Any]], given: Any, name: str) -> None:
+    starts = [start for start, _ in found]
+    if not found or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] > 1:
+        raise InputError(f"{name}={given!r}: the progress of its points has to rise from 0 and stay below 1")
 
 
 def learning_rate(step: int, progress: float, warmup_steps: int, final: float) -> float:
