@@ -22,6 +22,25 @@ def pdf(pages: Sequence[str], password: str | None = None, owner: str | None = N
     return bytes(made.output())
 
 
+def set_pdf(shown: str) -> bytes:
+    """A PDF of one page whose text is this operand of TJ, as typesetters write it: words and the gaps between them."""
+    stream = f"BT /F1 12 Tf 72 700 Td {shown} TJ ET"
+    parts = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
+        "/Resources << /Font << /F1 << /Type /Font /Subtype /Type1 /BaseFont /Times-Roman >> >> >> >>",
+        f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream",
+    ]
+    made, places = "%PDF-1.4\n", []
+    for number, part in enumerate(parts, 1):
+        places.append(len(made))
+        made += f"{number} 0 obj\n{part}\nendobj\n"
+    table = "".join(f"{place:010} 00000 n \n" for place in places)
+    made += f"xref\n0 5\n0000000000 65535 f \n{table}trailer\n<< /Size 5 /Root 1 0 R >>\nstartxref\n{len(made)}\n%%EOF"
+    return made.encode("latin-1")
+
+
 def docx(body: str) -> bytes:
     """A DOCX whose body is this WordprocessingML."""
     types = (

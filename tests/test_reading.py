@@ -8,8 +8,9 @@ import pytest
 
 from longfit.docqa import document_of, read_document
 from longfit.docqa import text as limits
+from longfit.docqa.pdf_pages import clean
 from longfit.errors import InputError, MissingPackageError
-from tests.documents import docx, paragraph, pdf
+from tests.documents import docx, paragraph, pdf, set_pdf
 
 
 def test_text_and_markdown_stay_as_they_are(tmp_path):
@@ -82,6 +83,41 @@ def test_a_protected_a_scanned_and_a_cut_pdf():
         document_of(whole[: len(whole) // 3], "x.pdf")
 
 
+def test_words_that_only_a_gap_divides_are_words():
+    """TeX moves the pen in place of writing a space, and by little where a line is full."""
+    assert document_of(set_pdf("[(The)-220(lamp)-180(w)20(as)-250(lit.)]"), "tex.pdf").text == "The lamp was lit."
+
+
+def test_a_word_divided_at_the_end_of_a_line_is_whole():
+    assert (
+        clean("pointers to other docu\x02mentation\r\nwill be\0 given ")
+        == "pointers to other documentation\nwill be given"
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("import os; os.abort()", "ended with -6"),
+        ("raise MemoryError('no room')", "no room"),
+        ("import time; time.sleep(60)", "within 1 s"),
+    ],
+)
+def test_a_pdf_that_breaks_or_holds_up_its_reader_is_refused(script, reason, tmp_path, monkeypatch):
+    broken = tmp_path / "broken.py"
+    broken.write_text(script)
+    monkeypatch.setattr("longfit.docqa.pdf.READER", broken)
+    monkeypatch.setattr("longfit.docqa.pdf.MOST_SECONDS", 1)
+    with pytest.raises(InputError, match=rf"x\.pdf is a damaged PDF.*{reason}"):
+        document_of(pdf(["one"]), "x.pdf")
+
+
+def test_a_pdf_of_too_much_text_is_not_read_to_its_end(monkeypatch):
+    monkeypatch.setattr("longfit.docqa.pdf.MOST_TEXT_BYTES", 20)
+    with pytest.raises(InputError, match=r"x\.pdf is \d+ bytes of text.*give a part"):
+        document_of(pdf(["The lamp was lit at four.", "more"]), "x.pdf")
+
+
 def test_other_archives_and_those_that_unpack_to_too_much(monkeypatch):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
@@ -112,7 +148,11 @@ def test_a_file_past_the_limit_is_not_read_whole(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("package", "data", "name"),
-    [("pypdf", b"%PDF-1.7", "a.pdf"), ("mammoth", docx(paragraph("a")), "a.docx"), ("markdownify", b"<p>a", "a.html")],
+    [
+        ("pypdfium2", b"%PDF-1.7", "a.pdf"),
+        ("mammoth", docx(paragraph("a")), "a.docx"),
+        ("markdownify", b"<p>a", "a.html"),
+    ],
 )
 def test_a_missing_package_names_what_to_install(package, data, name, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)

@@ -1,33 +1,33 @@
-"""PDF files, page by page, with pypdf."""
+"""PDF files, page by page, with PDFium."""
 
-import io
-from typing import Any
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 from longfit.docqa.document import Document, Page
 from longfit.docqa.extra import needed
-from longfit.errors import InputError, LongfitError
+from longfit.docqa.text import MOST_TEXT_BYTES, too_long
+from longfit.errors import InputError
 
 BETWEEN_PAGES = "\n\n"
+READER = Path(__file__).with_name("pdf_pages.py")
+# What 20 MiB of text in a PDF take on a slow machine, several times over.
+MOST_SECONDS = 300
 
 
 def pdf_document(data: bytes, name: str) -> Document:
     """The text of a PDF and where its pages are in it. A page without text is an empty stretch.
 
+    PDFium is not Python, and files come from anywhere: it works in a process of its own, which a hostile file may
+    break, fill or hold up without harm to this one.
+
     Raises:
-        InputError: damaged, protected by a password, or without any text (scanned).
-        MissingPackageError: pypdf is not installed.
+        InputError: damaged, protected by a password, too long, or without any text (scanned).
+        MissingPackageError: pypdfium2 is not installed.
     """
-    pypdf = needed("pypdf", "reading a PDF file")
-    try:
-        texts = [_page_text(page) for page in _pages(pypdf, data, name)]
-    except LongfitError:
-        raise
-    except pypdf.errors.DependencyError as error:
-        raise InputError(f"{name} is an encrypted PDF, and its cipher cannot be read here: {error}") from error
-    except Exception as error:  # a damaged file ends in any error at all inside the parser
-        raise InputError(
-            f"{name} is a damaged PDF file: {error or type(error).__name__}; open it and save it anew"
-        ) from error
+    needed("pypdfium2", "reading a PDF file")
+    texts = _page_texts(data, name)
     if not any(texts):
         raise InputError(
             f"{name} is a PDF of {len(texts)} pages without any text: pictures of pages, it seems; make it searchable "
@@ -36,19 +36,32 @@ def pdf_document(data: bytes, name: str) -> Document:
     return _joined(name, texts)
 
 
-def _pages(pypdf: Any, data: bytes, name: str) -> Any:
-    reader = pypdf.PdfReader(io.BytesIO(data))
-    if reader.is_encrypted and not reader.decrypt(""):
+def _page_texts(data: bytes, name: str) -> list[str]:
+    # -P: the script's folder is full of modules whose names others may mean.
+    command = [sys.executable, "-P", str(READER), str(MOST_TEXT_BYTES)]
+    try:
+        done = subprocess.run(command, input=data, capture_output=True, timeout=MOST_SECONDS, check=False)
+        given = json.loads(done.stdout)
+    except subprocess.TimeoutExpired as error:
+        raise _damaged(name, f"it was not read within {MOST_SECONDS} s") from error
+    except ValueError as error:
+        told = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise _damaged(name, told[-1] if told else f"its reader ended with {done.returncode}") from error
+    if "characters" in given:
+        raise too_long(name, given["characters"])
+    if given.get("password"):
         raise InputError(
             f"{name} is a PDF protected by a password; save it without one first, for example with "
             "qpdf --decrypt --password=... in.pdf out.pdf"
         )
-    return reader.pages
-
-
-def _page_text(page: Any) -> str:
+    if "problem" in given:
+        raise _damaged(name, given["problem"])
     # A file can name half a character, which no tokenizer takes.
-    return str(page.extract_text()).encode("utf-8", "replace").decode("utf-8").replace("\0", "").strip()
+    return [text.encode("utf-8", "replace").decode("utf-8") for text in given["pages"]]
+
+
+def _damaged(name: str, why: str) -> InputError:
+    return InputError(f"{name} is a damaged PDF file: {why}; open it and save it anew")
 
 
 def _joined(name: str, texts: list[str]) -> Document:
