@@ -12,6 +12,7 @@ import pytest
 import longfit
 from longfit.cache import FitCache
 from longfit.context import FitContext
+from longfit.docqa import likelihood
 from longfit.docqa.server import ServerSettings, create_app
 from longfit.docqa.server.documents import shown_name
 from longfit.errors import InputError, UnsupportedFeatureError
@@ -218,6 +219,24 @@ def test_a_client_that_goes_stops_its_answer_and_frees_the_worker(running):
     stream.close()
     until(lambda: running.server.worker._running is job, lambda busy: not busy, seconds=5)
     assert job.cancelled.is_set() and running.ask("who", running.document["id"]).choices
+
+
+def test_a_client_that_goes_stops_the_search_for_passages(running, monkeypatch):
+    worker, searched, batch = running.server.worker, [], likelihood._batch
+
+    def until_the_client_has_gone(*given):
+        searched.append(worker._running)
+        until(worker._running.cancelled.is_set, bool)
+        return batch(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(likelihood, "_batch", until_the_client_has_gone)
+        patched.setattr(likelihood, "BATCH_TOKENS", 1)  # each passage is a batch
+        stream = running.ask("who came", running.document["id"], max_tokens=3, stream=True)
+        job = until(lambda: worker._running if searched else None, bool)
+        stream.close()
+        until(lambda: worker._running is job, lambda busy: not busy)
+    assert searched == [job] and running.ask("who", running.document["id"]).choices
 
 
 def test_a_client_that_goes_while_it_waits_is_never_answered(running, monkeypatch):

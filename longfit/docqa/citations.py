@@ -1,6 +1,6 @@
 """Where an answer comes from: passages of the documents, ranked without asking the model for its word."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ def cite(
     *,
     n: int = 3,
     kept: Kept | None = None,
+    before_each: Callable[[], None] | None = None,
 ) -> list[Citation]:
     """The passages that an answer rests on, best first.
 
@@ -65,6 +66,7 @@ def cite(
         question, answer: text.
         n: citations at most.
         kept: what the memory kept of each token, where that is known.
+        before_each: called before each batch of passages goes through the model; what it raises ends the search.
 
     Returns:
         Up to `n`; none where the answer is empty or shares no word with the documents.
@@ -73,7 +75,7 @@ def cite(
         return []
     found = candidates(documents, question, answer)
     texts = [candidate.passage.text for candidate in found]
-    raised = lifts(model, tokenizer, texts, question, answer) if found else []
+    raised = lifts(model, tokenizer, texts, question, answer, before_each) if found else []
     best = ranked([candidate.bm25 for candidate in found], raised)
     return [_citation(documents, found[place].passage, score, question, answer, kept) for place, score in best[:n]]
 

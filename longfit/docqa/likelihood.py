@@ -1,6 +1,6 @@
 """How much a passage raises the likelihood of an answer, by the base model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,11 +16,19 @@ BATCH_TOKENS, BATCH_LOGITS = 2048, 2**24
 
 
 @torch.no_grad()
-def lifts(model: Any, tokenizer: Any, texts: Sequence[str], question: str, answer: str) -> list[float]:
+def lifts(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    question: str,
+    answer: str,
+    before_each: Callable[[], None] | None = None,
+) -> list[float]:
     """log p(answer | text, question) - log p(answer | question) of each text, in nats per token of the answer.
 
     The base model is asked, without memory and compressor, and the question is put as it is put after a document.
-    An answer past `MOST_ANSWER_TOKENS` is judged by its beginning. An empty one is raised by nothing.
+    An answer past `MOST_ANSWER_TOKENS` is judged by its beginning. An empty one is raised by nothing. `before_each` is
+    called before each batch; what it raises ends the search.
 
     Raises:
         InputError: an empty question or text.
@@ -34,16 +42,19 @@ def lifts(model: Any, tokenizer: Any, texts: Sequence[str], question: str, answe
     prompts = [context_of(tokenizer, [Document("passage", text)])[0] + asked for text in texts]
     prompts.append(bare_ids(tokenizer) + asked)
     with model.disabled() if hasattr(model, "disabled") else nullcontext():
-        given = _log_likelihoods(model, prompts, target)
+        given = _log_likelihoods(model, prompts, target, before_each or (lambda: None))
     return [value - given[-1] for value in given[:-1]]
 
 
-def _log_likelihoods(model: Any, prompts: list[list[int]], target: list[int]) -> list[float]:
+def _log_likelihoods(
+    model: Any, prompts: list[list[int]], target: list[int], before_each: Callable[[], None]
+) -> list[float]:
     """Mean log-likelihood of the target's tokens after each prompt; prompts of like length go through together."""
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     found = [0.0] * len(prompts)
     logits = (len(target) + 1) * model.config.get_text_config().vocab_size
     while order:
+        before_each()
         most = len(prompts[order[-1]]) + len(target)
         rows = max(1, min(BATCH_TOKENS // most, BATCH_LOGITS // logits))
         batch = [order.pop() for _ in range(min(len(order), rows))]

@@ -83,7 +83,8 @@ class Engine:
         started = time.perf_counter()
 
         def told(read: int, total: int) -> None:
-            if job.cancelled.is_set() or record.id not in self.library:
+            job.check()
+            if record.id not in self.library:
                 raise Cancelled
             record.facts = {**(record.facts or {}), "tokens_done": read}
 
@@ -129,7 +130,7 @@ class Engine:
         entry = memory.kv_bytes / max(1.0, memory.kept_tokens)
         with self.library.reserve(int(memory.kv_bytes + entry * (len(ids) + new)), record.id):
             answered = generate(self.model, self.tokenizer, job, asked, ids, new, memory)
-        if job.cancelled.is_set() or not answered.text.strip() or not asked.citations:
+        if not answered.text.strip() or not asked.citations:
             return answered
         job.emit("citing", None)
         found = cite(
@@ -140,6 +141,7 @@ class Engine:
             answered.text.strip(),
             n=asked.citations,
             kept=kept_of(memory.cache, source),
+            before_each=job.check,
         )
         return dataclasses.replace(answered, citations=tuple(found))
 

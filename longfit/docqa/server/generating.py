@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from longfit.docqa.server.asked import Answered, Asked, Cancelled
+from longfit.docqa.server.asked import Answered, Asked
 from longfit.docqa.server.text_stream import TextStream
 from longfit.docqa.server.worker import Job
 from longfit.memory import Memory
@@ -38,8 +38,7 @@ def generate(
     ends = StoppingCriteriaList([_Ends(job, stream)])
     with _seeded(asked.seed):
         model.generate(prompt, attention_mask=torch.ones_like(prompt), streamer=stream, stopping_criteria=ends, **how)
-    if job.cancelled.is_set():
-        raise Cancelled
+    job.check()
     ended = stream.stopped or len(stream.ids) < new or stream.ids[-1] in _end_ids(model)
     before = 0 if memory is None else memory.tokens_in
     if memory is None:

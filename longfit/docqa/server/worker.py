@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from longfit.docqa.server.asked import Cancelled
 from longfit.docqa.server.errors import ApiError
 
 logger = logging.getLogger("longfit.serve")
@@ -40,6 +41,15 @@ class Job:
             loop.call_soon_threadsafe(events.put_nowait, (kind, value))
         except RuntimeError:  # the server has stopped: nobody listens
             self.cancelled.set()
+
+    def check(self) -> None:
+        """Go on, or not.
+
+        Raises:
+            Cancelled: nobody waits any more.
+        """
+        if self.cancelled.is_set():
+            raise Cancelled
 
     def run(self) -> None:
         """Do the work, unless it was cancelled before its turn came."""
