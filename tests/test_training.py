@@ -148,6 +148,10 @@ def test_a_folder_of_another_recipe_is_refused_and_a_longer_run_is_not(tmp_path)
         ({"compressor": {"strided_kv": {"rank": 0}}}, "nothing to train"),
         ({"losses": {"kll": 1.0}}, "no loss kll"),
         ({"context_tokens": [[0.5, 64]]}, "rise from 0"),
+        ({"ratios": [[0, [4]], [0.5, []]]}, r"ratios=.*\[\[progress, \[number"),
+        ({"ratios": [[0.2, [4]]]}, "rise from 0"),
+        ({"ratios": [0]}, "whole numbers, at least 1"),
+        ({"ratios": 4}, "list of whole numbers"),
         ({"context_tokens": 480}, "512 positions"),
         ({"lr_factors": {"slots": 5}}, "trains encoder"),
         ({"trackers": ["mlflow"]}, "no tracker is called 'mlflow'"),
@@ -212,6 +216,28 @@ def test_the_end_of_a_run_is_a_table_curves_and_an_adapter_with_them(tmp_path):
     small = [line for line in metrics(tmp_path) if "evaluation" in line]
     assert [line["step"] for line in small] == [2, 4]
     assert "lookup/word/accuracy/memory" in small[0]["evaluation"]
+
+
+def test_a_tracker_gets_what_the_metrics_file_gets(tmp_path):
+    train(tmp_path, recipe(steps=3, trackers=["tensorboard"]))
+    (events,) = tmp_path.rglob("*tfevents*")
+    written = events.read_bytes()
+    for key in metrics(tmp_path)[0].keys() - {"step"}:
+        assert written.count(key.encode()) >= 3, key
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("longfit.training.metrics.get_available_trackers", list)
+    with pytest.raises(InputError, match="tensorboard is not installed"):
+        train(tmp_path, recipe(trackers=["tensorboard"]))
+
+
+def test_ratios_follow_their_schedule_and_the_adapter_is_for_the_last(tmp_path):
+    train(tmp_path, recipe(steps=6, ratios=[[0, [1, 2]], [0.5, [4]]]))
+    drawn = [line["ratio"] for line in metrics(tmp_path)]
+    assert set(drawn[:3]) <= {1, 2} and drawn[3:] == [4, 4, 4]
+    facts = json.loads((tmp_path / "adapter" / "longfit_adapter.json").read_text())
+    assert facts["trained_ratios"] == [4]
 
 
 def test_fsdp_with_layers_as_units_is_refused():

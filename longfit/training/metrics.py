@@ -1,10 +1,10 @@
 """What a run says while it goes: metrics.jsonl always, accelerate's trackers where wanted, a progress bar."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from tqdm.auto import tqdm
 
 from longfit.errors import InputError
@@ -23,7 +23,7 @@ def check_trackers(names: list[str]) -> None:
     for name in names:
         if name not in TRACKERS:
             raise InputError(f"no tracker is called {name!r}; there are {', '.join(TRACKERS)}")
-        if importlib.util.find_spec(name) is None:
+        if name not in map(str, get_available_trackers()):
             raise InputError(f"the tracker {name} is not installed: pip install {name}")
 
 
