@@ -88,6 +88,10 @@ def test_words_that_only_a_gap_divides_are_words():
     assert document_of(set_pdf("[(The)-220(lamp)-180(w)20(as)-250(lit.)]"), "tex.pdf").text == "The lamp was lit."
 
 
+def test_dots_that_lead_to_a_page_number_are_three():
+    assert clean("1.1 What is this? . . . . . . . . . . 1\r\nand so on....") == "1.1 What is this? ... 1\nand so on...."
+
+
 def test_a_word_divided_at_the_end_of_a_line_is_whole():
     assert (
         clean("pointers to other docu\x02mentation\r\nwill be\0 given ")

@@ -7,6 +7,7 @@ many} of a text that is too long. It imports nothing of longfit, so that it star
 """
 
 import json
+import re
 import sys
 from contextlib import suppress
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 MOST_MEMORY = 4 << 30
 # A word that was divided at the end of a line: PDFium puts this mark in place of hyphen and line end.
 DIVIDED = "\x02"
+# The dots that lead to a page number in a table of contents: each would be a token.
+LEADERS = re.compile(r"(?:[ \u00a0]?\.){5,}")
 
 
 def pages(data: bytes, most: int) -> dict[str, Any]:
@@ -34,8 +37,8 @@ def pages(data: bytes, most: int) -> dict[str, Any]:
 
 
 def clean(text: str) -> str:
-    """Without divided words, and with line ends as everywhere."""
-    return text.replace(DIVIDED, "").replace("\r\n", "\n").replace("\0", "").strip()
+    """Without divided words and lines of dots, and with line ends as everywhere."""
+    return LEADERS.sub(" ...", text.replace(DIVIDED, "").replace("\r\n", "\n").replace("\0", "")).strip()
 
 
 def limit_memory() -> None:

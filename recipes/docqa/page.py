@@ -29,6 +29,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 PATIENCE = 3600
+LAST = "#turns > li:last-child"
 
 
 @contextmanager
@@ -104,17 +105,19 @@ class Page:
     def shown(self) -> None:
         self.wait(lambda: self.browser.find_elements(By.CSS_SELECTOR, ".kept-block span"))
 
+    def done(self) -> bool:
+        return bool(self.one(LAST).get_attribute("aria-busy") == "false")
+
     def ask(self, question: str) -> tuple[str, list[str], float, float]:
         """The answer, its passages, and the seconds to its first letter and to the last passage."""
         started = time.monotonic()
         self.one("#question").send_keys(question, Keys.ENTER)
-        last = "#turns li:last-child"
-        self.wait(lambda: question in self.one(last).text)
-        self.wait(lambda: self.one(f"{last} .answer").text or self.one(last).get_attribute("aria-busy") == "false")
+        self.wait(lambda: question in self.one(LAST).text)
+        self.wait(lambda: self.one(f"{LAST} .answer").text.strip("…") or self.done())
         first = time.monotonic() - started
-        self.wait(lambda: self.one(last).get_attribute("aria-busy") == "false")
-        passages = [found.text for found in self.one(last).find_elements(By.CSS_SELECTOR, ".citations button")]
-        return self.one(f"{last} .answer").text, passages, first, time.monotonic() - started
+        self.wait(self.done)
+        passages = [found.text for found in self.one(LAST).find_elements(By.CSS_SELECTOR, ".citations button")]
+        return self.one(f"{LAST} .answer").text, passages, first, time.monotonic() - started
 
 
 def main() -> None:
@@ -144,13 +147,13 @@ def main() -> None:
             for number, question in enumerate(questions, 1):
                 answer, passages, first, whole = page.ask(question)
                 lines += [f"## {question}", "", answer, ""]
-                lines += ["- " + " / ".join(passage.split("\n")) for passage in passages]
+                lines += ["- " + " / ".join(passage.splitlines()) for passage in passages]
                 lines += ["", f"{first:.1f} s to the first word, {whole:.1f} s with its passages.", ""]
+                if passages:
+                    page.one(f"{LAST} .citations button").click()
+                    time.sleep(0.5)
                 page.shoot(f"answer-{number}")
-            if passages:
-                page.browser.find_elements(By.CSS_SELECTOR, "#turns li:last-child .citations button")[0].click()
-                time.sleep(0.5)
-                page.shoot("passage")
+                page.one("#again").click()
         wrong = [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
         lines += [f"The browser's console: {wrong or 'nothing'}."]
     text = "\n".join(lines) + "\n"
