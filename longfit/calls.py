@@ -1,12 +1,11 @@
-"""What a call of `generate` asks for, and what of it cannot be had."""
+"""What a call of `generate` or `forward` asks for, and what of it cannot be had."""
 
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from longfit.errors import InputError, UnsupportedFeatureError
-from longfit.stream import left_padding
+from longfit.padding import left_padding
 
 REFUSED_ARGUMENTS = {
     "assistant_model": "assisted decoding rolls the cache back",
@@ -51,5 +50,34 @@ def refuse(model: Any, kwargs: dict[str, Any]) -> None:
             raise UnsupportedFeatureError(f"{name} does not work with a compressor: {reason}")
     if kwargs.get("use_cache") is False:
         raise UnsupportedFeatureError("use_cache=False leaves nothing to compress; use `model.disabled()`")
-    if isinstance(kwargs.get("past_key_values"), Cache) and kwargs.get("memory") is not None:
-        raise InputError("give either memory or past_key_values")
+
+
+def tokens_of(arguments: dict[str, Any]) -> tuple[Tensor, str]:
+    """The tokens of a forward, as ids [B, T] or embeddings [B, T, E], and the argument that holds them.
+
+    Raises:
+        InputError: none or both were given, or there is no token.
+    """
+    names = [n for n in ("input_ids", "inputs_embeds") if arguments.get(n) is not None]
+    if len(names) != 1:
+        raise InputError("give either input_ids or inputs_embeds")
+    tokens = arguments[names[0]]
+    if tokens.ndim < 2 or tokens.shape[1] == 0:
+        raise InputError(f"the input is empty: {names[0]} has shape {tuple(tokens.shape)}; give at least one token")
+    return tokens, names[0]
+
+
+def take_tokens(arguments: dict[str, Any]) -> tuple[Tensor, str]:
+    """The same, taken out of the arguments, for a stream of chunks.
+
+    Raises:
+        InputError: see `tokens_of`.
+        UnsupportedFeatureError: something was asked for that a stream of chunks does not give.
+    """
+    for feature in ("output_attentions", "output_hidden_states"):
+        if arguments.get(feature):
+            raise UnsupportedFeatureError(f"{feature} is not available with a compressor; use `model.disabled()`")
+    tokens, name = tokens_of(arguments)
+    arguments.pop("input_ids", None)
+    arguments.pop("inputs_embeds", None)
+    return tokens, name

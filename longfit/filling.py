@@ -1,29 +1,74 @@
 """What a learned compressor does in a wrapped model: the context becomes a memory, the rest is read raw."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from longfit.cache import FitCache, Memo, Placed, place, stand_for
-from longfit.compressors import Encoded, LearnedCompressor
+from longfit.compressors import Encoded, KeepAll, LearnedCompressor
 from longfit.errors import BudgetError, UnsupportedFeatureError
 
 GROWTH_TOKENS = 64
+ReadSlots = Callable[[Tensor, list[int]], None]
+
+
+def compress_context(
+    encoder: LearnedCompressor,
+    cache: FitCache,
+    tokens: Tensor,
+    padding: list[int],
+    *,
+    free: bool,
+    tell: Callable[[int, int], None],
+    read_slots: ReadSlots,
+) -> Tensor:
+    """Let the encoder make a memory of the context, in an empty cache.
+
+    Args:
+        tokens: [B, T], left-padded by `padding` columns; the last `cache.question_tokens` are not context.
+        free: there is no budget, and the encoder compresses at its own ratio.
+        tell: is told how many tokens are read, and of how many.
+        read_slots: reads embeddings [B, M, E], left-padded, into the cache as tokens (soft slots).
+
+    Returns:
+        What is left to be read, [B, T].
+
+    Raises:
+        BudgetError: no ratio that the compressor can use fits the budget.
+        UnsupportedFeatureError: embeddings instead of ids, or rows that cannot be compressed beside each other.
+    """
+    T, asks = tokens.shape[1], cache.question_tokens
+    limit = None if free else cache.ledger.kept_limit(T - min(padding))
+    made = _share(encoder, T, asks, padding, limit, trims=not isinstance(cache.method, KeepAll))
+    if made is None:
+        return tokens
+    if tokens.is_floating_point():
+        raise UnsupportedFeatureError(f"{encoder.name} compresses token ids; inputs_embeds have none")
+    question = tokens[:, T - asks :] if encoder.query_aware and asks else None
+    with (
+        encoder.watched(lambda read: tell(read, T)),
+        nullcontext() if question is None else encoder.asking(question),
+    ):
+        _fill(encoder, cache, tokens[:, : made.context], padding, made.ratio, read_slots)
+    if cache.encoded is not None and cache.encoded.soft is not None:
+        cache.raw_ids = tokens[:, made.context : T - asks]
+    return tokens[:, made.context :]
 
 
 @dataclass
-class Share:
+class _Share:
     """How an input is divided: its first `context` columns are compressed at `ratio`, the rest stays raw."""
 
     context: int
     ratio: int
 
 
-def share(
+def _share(
     encoder: LearnedCompressor, tokens: int, raw: int, padding: list[int], limit: int | None, trims: bool
-) -> Share | None:
+) -> _Share | None:
     """How to divide `tokens` columns of which the last `raw` are not context; None where nothing is to be compressed.
 
     Without a limit, a learned compressor compresses every context at its ratio. With one, an input that fits stays raw,
@@ -50,10 +95,10 @@ def share(
             "others are compressed; give rows of such different length one by one"
         )
     if limit is None or trims:
-        return Share(context, encoder.ratio)
+        return _Share(context, encoder.ratio)
     for ratio in encoder.ratios():
         if encoder.slots_for(context, ratio) + rest <= limit:
-            return Share(context, ratio)
+            return _Share(context, ratio)
     ratio = encoder.ratios()[-1]
     least = encoder.slots_for(context, ratio) + rest
     raise BudgetError(
@@ -63,15 +108,14 @@ def share(
 
 
 @torch.no_grad()
-def fill(
-    encoder: LearnedCompressor, cache: FitCache, ids: Tensor, padding: list[int], ratio: int, read_slots: Any
+def _fill(
+    encoder: LearnedCompressor, cache: FitCache, ids: Tensor, padding: list[int], ratio: int, read_slots: ReadSlots
 ) -> None:
     """Compress a context into an empty cache.
 
     Args:
         ids: [B, C] the context, left-padded by `padding` columns.
         ratio: tokens for each slot.
-        read_slots: reads embeddings [B, M, E], left-padded, into the cache as tokens (soft slots).
 
     Raises:
         UnsupportedFeatureError: rows of different length for a method whose memory is read by cross-attention.
@@ -93,7 +137,7 @@ def place_encoded(
     encoded: list[tuple[slice, Encoded]],
     padding: list[int],
     columns: int,
-    read_slots: Any,
+    read_slots: ReadSlots,
 ) -> None:
     """Put what rows were compressed to into an empty cache that then has seen `columns` columns."""
     cache.slot_spans = encoded[0][1].sources if len(encoded) == 1 else None

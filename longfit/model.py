@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from longfit.attention import NAMES, AttentionPatch
 from longfit.budget import MemoryBudget, ModelShape
 from longfit.cache import FULL, FitCache, layer_types
-from longfit.calls import check_ids, prompt_of, refuse, setting
+from longfit.calls import check_ids, prompt_of, refuse, setting, tokens_of
 from longfit.choosing import compressors_of, patch_of
 from longfit.compressors import Encoded, KeepAll, KVCompressor
 from longfit.context import ANY_LENGTH, FitContext
@@ -370,10 +370,7 @@ def _fitted(base: type) -> type:
         arguments.pop("past_key_values", None)
         with torch.no_grad():
             if cache is None:
-                tokens = arguments.get("input_ids")
-                tokens = arguments.get("inputs_embeds") if tokens is None else tokens
-                if tokens is None:
-                    raise InputError("give either input_ids or inputs_embeds")
+                tokens, _ = tokens_of(arguments)
                 cache = context.new_cache(decoder_of(self), tokens.shape[0], tokens.shape[1])
             elif not isinstance(cache, FitCache):
                 raise UnsupportedFeatureError(

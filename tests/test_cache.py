@@ -7,8 +7,9 @@ import longfit
 from longfit.cache import Rotary, Store
 from longfit.cache.store import take
 from longfit.cache.trim import oldest_first
+from longfit.chunks import chunk_spans
 from longfit.errors import UnsupportedFeatureError
-from longfit.stream import chunk_spans, left_padding
+from longfit.padding import left_padding
 from tests.tiny import FAMILIES, tiny_model
 
 

@@ -9,8 +9,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 import longfit
 from longfit.attention import get, position
 from longfit.attention.masked import attend_masked
+from longfit.chunks import chunk_spans
 from longfit.errors import InputError, UnsupportedModelError
-from longfit.stream import chunk_spans
 from tests.tiny import tiny_model
 
 PREFILL, DECODED, CHUNK = 45, 9, 12
