@@ -110,13 +110,13 @@ class Memory:
         """Write the memory to a folder (`context.json`, a safetensors file, the source), whole or not at all.
 
         What is saved of soft slots is the slots, and of a prompt compressor alone the token ids that it kept, not the
-        keys and values that the model makes of them.
+        keys and values that the model makes of them. Pages on a slow tier go to a file of their own, one at a time, and
+        are brought in from there, when they are asked for, once the memory is loaded.
 
         Args:
             about: anything else that JSON can hold, to be found again with `longfit info`.
 
         Raises:
-            UnsupportedFeatureError: a part of it is on a slow tier.
             MemoryFileError: the folder holds something else.
         """
         from longfit.memory_file import write

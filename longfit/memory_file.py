@@ -1,6 +1,7 @@
 """Memories on disk: a folder with `context.json`, which names one safetensors file and its hash. Never pickle.
 
-Where the memory knows the text that it was made from, a JSON file beside it holds that. These files are written first,
+Pages of a slow tier lie in a file beside it, bytes and nothing else. Where the memory knows the text that it was made
+from, a JSON file holds that. These files are written first,
 under names of their own, and `context.json` then takes the place of an older one at once, so that a reader finds the
 old memory or the new one, whole.
 """
@@ -17,22 +18,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from longfit import __version__
+from longfit.cache import SavedPages
 from longfit.errors import MemoryFileError
 from longfit.memory import Memory, check_same
+from longfit.memory_pages import PageFile
 from longfit.memory_tensors import put_together, taken_apart
 
 FORMAT = 1
 CONTEXT = "context.json"
 TENSORS = re.compile(r"tensors-[0-9a-f]{32}\.safetensors")
+PAGES = re.compile(r"pages-[0-9a-f]{32}\.bin")
 SOURCE = re.compile(r"source-[0-9a-f]{32}\.json")
 
 
 def write(memory: Memory, folder: Path, about: dict[str, Any]) -> Path:
     """See `Memory.save`."""
     check_place(folder)
-    cache, tensors = taken_apart(memory.cache)
-    if memory.question is not None:
-        tensors["question"] = memory.question
     facts: dict[str, Any] = {
         "format": FORMAT,
         "longfit": __version__,
@@ -40,13 +41,18 @@ def write(memory: Memory, folder: Path, about: dict[str, Any]) -> Path:
         "tokens_in": memory.tokens_in,
         "kept_tokens": memory.kept_tokens,
         "kv_bytes": memory.kv_bytes,
-        "cache": cache,
         "about": about,
     }
     folder.mkdir(parents=True, exist_ok=True)
     stamp = uuid.uuid4().hex
     name, source, part = f"tensors-{stamp}.safetensors", f"source-{stamp}.json", f"{CONTEXT}.{stamp}.part"
+    pages = PageFile(folder / f"pages-{stamp}.bin")
     try:
+        facts["cache"], tensors = taken_apart(memory.cache, pages.write)
+        if memory.question is not None:
+            tensors["question"] = memory.question
+        if (written := pages.close()) is not None:
+            facts |= {"pages": pages.path.name, "pages_sha256": written}
         save_file({key: t.contiguous().cpu() for key, t in tensors.items()}, str(folder / name))
         facts |= {"tensors": name, "sha256": _sha256(folder / name)}
         if memory.source is not None:
@@ -55,11 +61,13 @@ def write(memory: Memory, folder: Path, about: dict[str, Any]) -> Path:
         (folder / part).write_text(json.dumps(facts, indent=1), encoding="utf-8")
         os.replace(folder / part, folder / CONTEXT)
     except BaseException:
-        for left in (name, source, part):
+        pages.close()
+        for left in (name, source, part, pages.path.name):
             (folder / left).unlink(missing_ok=True)
         raise
     for old in folder.iterdir():
-        if old.name not in (name, source) and (TENSORS.fullmatch(old.name) or SOURCE.fullmatch(old.name)):
+        ours = any(kind.fullmatch(old.name) for kind in (TENSORS, SOURCE, PAGES))
+        if ours and old.name not in (name, source, pages.path.name):
             old.unlink(missing_ok=True)
     return folder
 
@@ -84,16 +92,27 @@ def read(folder: Path, model: Any) -> Memory:
     try:
         _check_hash(file, facts["sha256"])
         tensors = load_file(str(file))
+        pages = _pages_of(folder, facts)
     except (OSError, SafetensorError) as error:
         raise MemoryFileError(f"{file} cannot be read: {error}") from error
     try:
-        cache = put_together(facts["cache"], facts["tokens_in"], tensors, model)
+        cache = put_together(facts["cache"], facts["tokens_in"], tensors, model, pages)
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise MemoryFileError(f"{folder} does not hold what its {CONTEXT} says: {error}") from error
     question = tensors.get("question")
     device = model.get_input_embeddings().weight.device
     question = None if question is None else question.to(device)
     return Memory(cache, facts["tokens_in"], here, question, source_of(folder, facts))
+
+
+def _pages_of(folder: Path, facts: dict[str, Any]) -> SavedPages | None:
+    if "pages" not in facts:
+        return None
+    name = facts["pages"]
+    if not isinstance(name, str) or not PAGES.fullmatch(name):
+        raise MemoryFileError(f"{folder / CONTEXT} names {name!r}, which is not a file that longfit writes")
+    _check_hash(folder / name, facts.get("pages_sha256"))
+    return SavedPages(folder / name)
 
 
 def source_of(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:

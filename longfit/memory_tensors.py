@@ -3,26 +3,27 @@
 Each part of a cache has its two ways next to each other: `_layer` and `_fill_layer`, `_part` and `_part_of`, and so on.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from longfit.cache import BoundedLayer, FitCache, Part, Shortened, Store
+from longfit.cache import BoundedLayer, FitCache, Part, SavedPages, Shortened, SlowTier, Store, new_tier
 from longfit.compressors import Encoded, KeepAll
-from longfit.errors import UnsupportedFeatureError
 
+WritePage = Callable[[Tensor], int]
 ACCOUNTS = ("kept_tokens", "keep_ratio", "packed", "padding", "blank", "apart", "base", "frozen")
 
 
-def taken_apart(cache: FitCache) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def taken_apart(cache: FitCache, write: WritePage) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The facts of a cache, and its tensors by name.
 
     Of soft slots these are the slots, and of a prompt compressor alone the token ids that it kept: the model makes the
     keys and values again.
 
-    Raises:
-        UnsupportedFeatureError: a part of it is on a slow tier.
+    Args:
+        write: takes a page of a slow tier, and returns its place in the file of pages.
     """
     tensors = dict[str, Tensor]()
     shortened = None if cache.shortened is None else _shortened(cache.shortened, tensors)
@@ -40,16 +41,19 @@ def taken_apart(cache: FitCache) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "rows": cache.rows,
         "chunk_tokens": cache.chunk_tokens,
         "ledger": {name: getattr(cache.ledger, name) for name in ACCOUNTS},
-        "layers": [_layer(layer, f"{index}.", tensors) for index, layer in enumerate(cache.own_layers)],
+        "layers": [_layer(layer, f"{index}.", tensors, write) for index, layer in enumerate(cache.own_layers)],
         "encoded": None if cache.encoded is None else _encoded(cache.encoded, tensors),
     }
     return facts, tensors
 
 
-def put_together(given: dict[str, Any], tokens_in: int, tensors: dict[str, Tensor], model: Any) -> FitCache:
+def put_together(
+    given: dict[str, Any], tokens_in: int, tensors: dict[str, Tensor], model: Any, pages: SavedPages | None = None
+) -> FitCache:
     """The cache that `taken_apart` gave as the facts `given` and `tensors`, of a context of `tokens_in` tokens.
 
     Args:
+        pages: those of slow tiers, where there are any.
         model: wrapped as it was when the memory was made.
 
     Raises:
@@ -79,7 +83,7 @@ def put_together(given: dict[str, Any], tokens_in: int, tensors: dict[str, Tenso
     moved = {name: t.to(device) for name, t in tensors.items()}
     _check_entries(given["layers"], moved, model)
     for index, (layer, known) in enumerate(zip(cache.own_layers, given["layers"], strict=True)):
-        _fill_layer(layer, known, f"{index}.", moved)
+        _fill_layer(layer, known, f"{index}.", moved, cache, pages)
     return cache
 
 
@@ -128,7 +132,7 @@ def _shortened_of(facts: dict[str, Any], tensors: dict[str, Tensor], model: Any)
     return Shortened(ids=ids, places=places, columns=int(facts["columns"]), **lists)
 
 
-def _layer(layer: Any, at: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _layer(layer: Any, at: str, tensors: dict[str, Tensor], write: WritePage) -> dict[str, Any]:
     if not isinstance(layer, BoundedLayer):
         if layer.keys is not None:
             tensors[f"{at}keys"], tensors[f"{at}values"] = layer.keys, layer.values
@@ -137,19 +141,11 @@ def _layer(layer: Any, at: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
         "seen": layer.seen,
         "dropped": layer.dropped,
         "scaling": layer.scaling,
-        "parts": [_part(part, f"{at}{number}.", tensors) for number, part in enumerate(layer.parts)],
+        "parts": [_part(part, f"{at}{number}.", tensors, write) for number, part in enumerate(layer.parts)],
     }
 
 
-def _part(part: Part, at: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    if part.tier is not None:
-        raise UnsupportedFeatureError(
-            "this memory is partly on a slow tier, which cannot be saved yet; compress without an offloading attention"
-        )
-    store = part.store
-    if store is not None:
-        tensors |= {f"{at}keys": store.keys, f"{at}values": store.values, f"{at}positions": store.positions}
-        tensors |= {f"{at}scores.{name}": t for name, t in store.scores.items()}
+def _part(part: Part, at: str, tensors: dict[str, Tensor], write: WritePage) -> dict[str, Any]:
     if part.queries is not None and part.query_positions is not None:
         tensors |= {f"{at}queries": part.queries, f"{at}query_positions": part.query_positions}
     tensors |= {f"{at}state.{name}": t for name, t in part.state.items()}
@@ -157,9 +153,28 @@ def _part(part: Part, at: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
         "rows": [part.rows.start, part.rows.stop],
         "heads": [part.heads.start, part.heads.stop],
         "padding": part.padding,
-        "capacity": None if store is None else store.capacity,
-        "scores": [] if store is None else list(store.scores),
+        **_store(part.store, at, tensors),
         "state": list(part.state),
+        "tier": None if part.tier is None else _tier(part.tier, f"{at}tier.", tensors, write),
+    }
+
+
+def _store(store: Store | None, at: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    if store is None:
+        return {"capacity": None, "scores": []}
+    tensors |= {f"{at}keys": store.keys, f"{at}values": store.values, f"{at}positions": store.positions}
+    tensors |= {f"{at}scores.{name}": t for name, t in store.scores.items()}
+    return {"capacity": store.capacity, "scores": list(store.scores)}
+
+
+def _tier(tier: SlowTier, at: str, tensors: dict[str, Tensor], write: WritePage) -> dict[str, Any]:
+    if tier.index is not None:
+        tensors[f"{at}index"] = tier.index.used
+    return {
+        "places": tier.copied(write),
+        "lengths": tier.lengths,
+        "recent": tier.recent,
+        **_store(tier.tail, at, tensors),
     }
 
 
@@ -182,7 +197,14 @@ def _check_entries(layers: list[dict[str, Any]], tensors: dict[str, Tensor], mod
                     raise ValueError(f"{name} of layer {index} are {tuple(t.shape)} in {t.dtype}")
 
 
-def _fill_layer(layer: Any, known: dict[str, Any], at: str, tensors: dict[str, Tensor]) -> None:
+def _fill_layer(
+    layer: Any,
+    known: dict[str, Any],
+    at: str,
+    tensors: dict[str, Tensor],
+    cache: FitCache,
+    pages: SavedPages | None,
+) -> None:
     if not isinstance(layer, BoundedLayer):
         if f"{at}keys" in tensors:
             layer.lazy_initialization(tensors[f"{at}keys"], tensors[f"{at}values"])
@@ -190,24 +212,56 @@ def _fill_layer(layer: Any, known: dict[str, Any], at: str, tensors: dict[str, T
             layer.cumulative_length = int(known["seen"])
         return
     layer.seen, layer.dropped, layer.scaling = int(known["seen"]), int(known["dropped"]), float(known["scaling"])
-    layer.parts = [_part_of(part, f"{at}{number}.", tensors) for number, part in enumerate(known["parts"])]
+    layer.parts = [
+        _part_of(part, f"{at}{number}.", tensors, cache, pages) for number, part in enumerate(known["parts"])
+    ]
     layer.is_initialized = bool(layer.parts)
     first = next((part.store for part in layer.parts if part.store is not None), None)
     if first is not None:
         layer.dtype, layer.device = first.keys.dtype, first.keys.device
 
 
-def _part_of(known: dict[str, Any], at: str, tensors: dict[str, Tensor]) -> Part:
+def _part_of(
+    known: dict[str, Any], at: str, tensors: dict[str, Tensor], cache: FitCache, pages: SavedPages | None
+) -> Part:
     part = Part(slice(*known["rows"]), slice(*known["heads"]), int(known["padding"]))
-    if known["capacity"] is not None:
-        keys, values = tensors[f"{at}keys"], tensors[f"{at}values"]
-        positions = tensors[f"{at}positions"]
-        if not (keys.ndim == values.ndim == 4 and keys.shape[:3] == values.shape[:3] == positions.shape):
-            raise ValueError(f"keys {tuple(keys.shape)}, values {tuple(values.shape)}, positions {positions.shape}")
-        capacity = min(max(keys.shape[2], int(known["capacity"])), 2 * keys.shape[2] + 1024)
-        part.store = Store(keys, values, capacity, tuple(known["scores"]))
-        scores: dict[str, Tensor | float] = {name: tensors[f"{at}scores.{name}"] for name in known["scores"]}
-        part.store.append(keys, values, positions, scores, capacity)
+    part.store = _store_of(known, at, tensors)
     part.queries, part.query_positions = tensors.get(f"{at}queries"), tensors.get(f"{at}query_positions")
     part.state = {name: tensors[f"{at}state.{name}"] for name in known["state"]}
+    if known.get("tier") is not None:
+        part.tier = _tier_of(known["tier"], f"{at}tier.", tensors, cache, pages)
     return part
+
+
+def _store_of(known: dict[str, Any], at: str, tensors: dict[str, Tensor]) -> Store | None:
+    if known["capacity"] is None:
+        return None
+    keys, values, positions = (tensors[f"{at}{name}"] for name in ("keys", "values", "positions"))
+    if not (keys.ndim == values.ndim == 4 and keys.shape[:3] == values.shape[:3] == positions.shape):
+        raise ValueError(f"keys {tuple(keys.shape)}, values {tuple(values.shape)}, positions {positions.shape}")
+    capacity = min(max(keys.shape[2], int(known["capacity"])), 2 * keys.shape[2] + 1024)
+    store = Store(keys, values, capacity, tuple(known["scores"]))
+    scores: dict[str, Tensor | float] = {name: tensors[f"{at}scores.{name}"] for name in known["scores"]}
+    store.append(keys, values, positions, scores, capacity)
+    return store
+
+
+def _tier_of(
+    known: dict[str, Any], at: str, tensors: dict[str, Tensor], cache: FitCache, pages: SavedPages | None
+) -> SlowTier:
+    places, lengths, recent = ([int(value) for value in known[name]] for name in ("places", "lengths", "recent"))
+    tail, index, count = _store_of(known, at, tensors), tensors.get(f"{at}index"), len(places)
+    if tail is None or cache.patch is None or (pages is None and count):
+        raise ValueError("a slow tier without its tail, its attention or its pages")
+    tier = new_tier(cache.patch, cache.ledger, tail.keys.device)
+    per_entry = tail.keys.shape[1] * (tail.keys.shape[-1] + tail.values.shape[-1]) * tail.keys.element_size()
+    whole = all(
+        0 < length <= tier.page_tokens and place >= 0 and place + length * per_entry <= (pages.nbytes if pages else 0)
+        for place, length in zip(places, lengths, strict=True)
+    )
+    indexed = index is None if not count else index is not None and index.ndim == 4 and index.shape[2] == count
+    if not (whole and indexed and all(0 <= page < count for page in recent)):
+        raise ValueError("pages of a slow tier outside their file, or not as many as were found")
+    if pages is not None:
+        tier.restore(pages, places, lengths, index, recent, tail)
+    return tier

@@ -3,6 +3,7 @@
 import copy
 import gc
 import itertools
+import json
 import resource
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from longfit.attention import get
 from longfit.attention.spans import band, span_starts, triangle_scores
 from longfit.cache import SlowTier, Store
 from longfit.cache.slow_file import SlowFile
-from longfit.errors import BudgetError, InputError, OffloadError, UnsupportedModelError
+from longfit.errors import BudgetError, InputError, MemoryFileError, OffloadError, UnsupportedModelError
+from longfit.memory_pages import PageFile
 from tests.patches import NARROW, SLOW, narrow
 from tests.test_attention import generated, prompt
 from tests.tiny import tiny_model
@@ -152,6 +154,81 @@ def test_forks_share_the_pages_and_write_their_own(name: str) -> None:
     twin = copy.deepcopy(first)
     again = fitted(question[:, :1], past_key_values=twin, use_cache=True).logits
     assert torch.equal(again, fitted(question[:, :1], past_key_values=other, use_cache=True).logits)
+
+
+# -- saving --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RETRIEVING)
+def test_a_saved_memory_answers_as_fresh_and_reads_its_pages_where_they_lie(name: str, tmp_path: Path) -> None:
+    fitted = longfit.wrap(tiny_model("llama"), attention=narrow(name), chunk_tokens=16)
+    memory, question = fitted.compress(prompt(2, 64)), prompt(2, 30)
+    memory.save(tmp_path / "saved")
+    loaded = longfit.Memory.load(tmp_path / "saved", fitted)
+    assert loaded.cache.offloaded_bytes == memory.cache.offloaded_bytes > 0
+    assert loaded.tokens_in == memory.tokens_in
+    assert loaded.kept_tokens < memory.kept_tokens  # no page has been brought in yet
+    answers = [
+        fitted.generate(question, memory=given, max_new_tokens=20, do_sample=False)
+        for given in (memory, loaded, loaded, memory)
+    ]
+    assert all(torch.equal(answers[0], other) for other in answers)
+    (pages,) = (tmp_path / "saved").glob("pages-*.bin")
+    assert pages.stat().st_size == memory.cache.offloaded_bytes
+    assert str(pages) in offloaded_files(tmp_path)
+    loaded.save(tmp_path / "saved")  # over the file that it reads
+    (again,) = (tmp_path / "saved").glob("pages-*.bin")
+    assert again != pages
+    reloaded = longfit.Memory.load(tmp_path / "saved", fitted)
+    given = fitted.generate(question, memory=reloaded, max_new_tokens=20, do_sample=False)
+    assert torch.equal(given, answers[0])
+
+
+def test_pages_that_were_changed_or_lie_outside_their_file_are_refused(tmp_path: Path) -> None:
+    fitted = longfit.wrap(tiny_model("llama"), attention=narrow("infllm"), chunk_tokens=16)
+    folder = fitted.compress(prompt(1, 64)).save(tmp_path / "saved")
+    (pages,) = folder.glob("pages-*.bin")
+    whole, context = pages.read_bytes(), (folder / "context.json").read_text()
+    for name, change in {
+        "a place past the end": lambda tier: tier["places"].__setitem__(-1, len(whole)),
+        "a page longer than pages are": lambda tier: tier["lengths"].__setitem__(0, 10**6),
+        "a page that is not there": lambda tier: tier["recent"].append(10**6),
+        "fewer pages than index vectors": lambda tier: [tier[key].pop() for key in ("places", "lengths")],
+    }.items():
+        facts = json.loads(context)
+        change(facts["cache"]["layers"][0]["parts"][0]["tier"])
+        (folder / "context.json").write_text(json.dumps(facts))
+        with pytest.raises(MemoryFileError, match="pages of a slow tier"):
+            longfit.Memory.load(folder, fitted)
+            pytest.fail(name)
+    (folder / "context.json").write_text(json.dumps({**json.loads(context), "pages": "../../etc/passwd"}))
+    with pytest.raises(MemoryFileError, match="not a file that longfit writes"):
+        longfit.Memory.load(folder, fitted)
+    (folder / "context.json").write_text(context)
+    pages.write_bytes(whole[:-1])
+    with pytest.raises(MemoryFileError, match="changed or cut off"):
+        longfit.Memory.load(folder, fitted)
+    pages.unlink()
+    with pytest.raises(MemoryFileError, match="cannot be read"):
+        longfit.Memory.load(folder, fitted)
+
+
+def test_a_full_disk_while_saving_leaves_the_old_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = longfit.wrap(tiny_model("llama"), attention=narrow("infllm"), chunk_tokens=16)
+    memory = fitted.compress(prompt(1, 64))
+    folder = memory.save(tmp_path / "saved")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    written = PageFile.write
+
+    def full(self: PageFile, page: torch.Tensor) -> int:
+        if self.nbytes > 2000:
+            raise OSError(28, "No space left on device")
+        return written(self, page)
+
+    monkeypatch.setattr(PageFile, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        memory.save(folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
 # -- files and bad input -------------------------------------------------------------------------------------------

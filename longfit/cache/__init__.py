@@ -1,6 +1,7 @@
 """Cache layers that hold a memory budget."""
 
 from longfit.cache.fit import FULL, SLIDING, FitCache, layer_types
+from longfit.cache.hand_over import new_tier
 from longfit.cache.layer import HANDLE, BoundedLayer, Look
 from longfit.cache.ledger import Ledger
 from longfit.cache.part import Part
@@ -10,7 +11,7 @@ from longfit.cache.shortened import Allowance, Shortened
 from longfit.cache.side_by_side import SideBySide
 from longfit.cache.side_index import GROWTH, GROWTH_SLOTS, Rows, SideIndex, appended
 from longfit.cache.sliding import SlidingLayer
-from longfit.cache.slow_file import Shelf, shelf_for
+from longfit.cache.slow_file import Pages, SavedPages, Shelf, bytes_of, shelf_for
 from longfit.cache.slow_tier import SlowTier
 from longfit.cache.step import Step
 from longfit.cache.store import Store, take
@@ -32,10 +33,12 @@ __all__ = [
     "Ledger",
     "Look",
     "Memo",
+    "Pages",
     "Part",
     "Placed",
     "Rotary",
     "Rows",
+    "SavedPages",
     "Shelf",
     "Shortened",
     "SideBySide",
@@ -46,7 +49,9 @@ __all__ = [
     "Store",
     "View",
     "appended",
+    "bytes_of",
     "layer_types",
+    "new_tier",
     "place",
     "shelf_for",
     "stand_for",

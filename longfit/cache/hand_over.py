@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import torch
+
 from longfit.cache.ledger import Ledger
 from longfit.cache.part import Part
 from longfit.cache.rotary import Rotary
+from longfit.cache.slow_tier import SlowTier
 from longfit.cache.store import Store
 from longfit.errors import BudgetError
 
@@ -17,10 +20,16 @@ def hand_over(part: Part, entries: Store, patch: Any, ledger: Ledger, rotary: Ro
     if rotary is not None and patch.limits_distance(ledger.packed):
         entries.keys = rotary.rotate(entries.keys, -ledger.angles(entries))
     if part.tier is None:
-        if ledger.shelf is None:
-            ledger.shelf = patch.shelf(entries.keys.device)
-        part.tier = patch.tier(ledger.shelf)
+        part.tier = new_tier(patch, ledger, entries.keys.device)
     patch.release(part.tier, entries)
+
+
+def new_tier(patch: Any, ledger: Ledger, device: torch.device) -> SlowTier:
+    """An empty slow tier on the shelf that all layers of a cache write to."""
+    if ledger.shelf is None:
+        ledger.shelf = patch.shelf(device)
+    tier: SlowTier = patch.tier(ledger.shelf)
+    return tier
 
 
 def room_beside_pages(limit: int, most: int, patch: Any, whole: bool, least: int) -> int:

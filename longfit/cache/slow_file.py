@@ -1,8 +1,9 @@
-"""Where a slow tier's pages lie: a file on a machine without a GPU, pinned host memory beside one."""
+"""Where a slow tier's pages lie: a file on a machine without a GPU, pinned host memory beside one, a saved memory."""
 
 import contextlib
 import mmap
 import tempfile
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,12 +12,8 @@ from torch import Tensor
 from longfit.errors import OffloadError
 
 
-class Shelf(Protocol):
-    """Append-only storage of pages. A deep copy is an empty shelf of the same kind: pages already written never change,
-    so copies of a cache go on reading them where they lie and write what comes after to shelves of their own."""
-
-    def write(self, pages: Tensor) -> int:
-        """Store `pages` (any shape, contiguous); returns their place."""
+class Pages(Protocol):
+    """Pages that can be read."""
 
     def read(self, place: int, skip: int, into: Tensor) -> None:
         """Fill `into` (contiguous) from the page at `place`, leaving out its first `skip` numbers."""
@@ -25,12 +22,66 @@ class Shelf(Protocol):
         """Let what comes next on this thread see what was read."""
 
 
-class SlowFile:
+class Shelf(Pages, Protocol):
+    """Append-only storage of pages. A deep copy is an empty shelf of the same kind: pages already written never change,
+    so copies of a cache go on reading them where they lie and write what comes after to shelves of their own."""
+
+    def write(self, pages: Tensor) -> int:
+        """Store `pages` (any shape, contiguous); returns their place."""
+
+
+class FilePages:
+    """Pages in a file, read through a mapping. Mapped pages count as the process's resident memory, so they are given
+    back after each step; what the system keeps of the file in its page cache is its own and is reclaimed when memory is
+    short.
+
+    Args:
+        file: open for reading; None as long as there is none.
+        nbytes: of the file.
+    """
+
+    def __init__(self, file: Any = None, nbytes: int = 0) -> None:
+        self.nbytes = nbytes
+        self._file: Any = file
+        self._map: Any = None
+
+    def read(self, place: int, skip: int, into: Tensor) -> None:
+        start = place + skip * into.element_size()
+        stop = start + into.nbytes
+        if self._map is None or len(self._map) < stop:
+            self._map = mmap.mmap(self._file.fileno(), self.nbytes, access=mmap.ACCESS_READ)
+        target = into if into.device.type == "cpu" else torch.empty_like(into, device="cpu")
+        bytes_of(target)[:] = memoryview(self._map)[start:stop]
+        if target is not into:
+            into.copy_(target)
+
+    def wait(self) -> None:
+        """Everything was read at once; the mapped pages go back."""
+        # All of them: around what is touched the kernel maps neighbours.
+        if self._map is not None and hasattr(self._map, "madvise"):
+            with contextlib.suppress(OSError):
+                self._map.madvise(mmap.MADV_DONTNEED)
+
+
+class SavedPages(FilePages):
+    """The pages of a memory that was saved: nothing is written to them, and copies share them.
+
+    Args:
+        path: their file; it may be deleted while it is read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        file = path.open("rb")
+        super().__init__(file, path.stat().st_size)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SavedPages":
+        return self
+
+
+class SlowFile(FilePages):
     """Pages in a temporary file that has no name: it is gone with the last cache that reads it, even after a crash.
 
-    Written with plain writes, so that a full disk is an error here (a write into a mapping would be a bus error), and
-    read through a mapping. Mapped pages count as the process's resident memory, so they are given back after each
-    step; what the system keeps of the file in its page cache is its own and is reclaimed when memory is short.
+    Written with plain writes, so that a full disk is an error here (a write into a mapping would be a bus error).
 
     Args:
         folder: where the file is made; the system's temporary folder by default. In a folder that is a RAM disk
@@ -41,12 +92,11 @@ class SlowFile:
     """
 
     def __init__(self, folder: str | None = None) -> None:
-        self.folder, self.nbytes = folder, 0
-        self._file: Any = None
-        self._map: Any = None
+        super().__init__()
+        self.folder = folder
 
     def write(self, pages: Tensor) -> int:
-        place, rest = self.nbytes, memoryview(_bytes_of(pages.cpu()))
+        place, rest = self.nbytes, memoryview(bytes_of(pages.cpu()))
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self.folder, prefix="longfit-", buffering=0)  # noqa: SIM115
@@ -61,23 +111,6 @@ class SlowFile:
             ) from failure
         self.nbytes += pages.nbytes
         return place
-
-    def read(self, place: int, skip: int, into: Tensor) -> None:
-        start = place + skip * into.element_size()
-        stop = start + into.nbytes
-        if self._map is None or len(self._map) < stop:
-            self._map = mmap.mmap(self._file.fileno(), self.nbytes, access=mmap.ACCESS_READ)
-        target = into if into.device.type == "cpu" else torch.empty_like(into, device="cpu")
-        _bytes_of(target)[:] = memoryview(self._map)[start:stop]
-        if target is not into:
-            into.copy_(target)
-
-    def wait(self) -> None:
-        """Everything was read at once; the mapped pages go back."""
-        # All of them: around what is touched the kernel maps neighbours.
-        if self._map is not None and hasattr(self._map, "madvise"):
-            with contextlib.suppress(OSError):
-                self._map.madvise(mmap.MADV_DONTNEED)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SlowFile":
         memo[id(self)] = new = SlowFile(self.folder)
@@ -119,6 +152,6 @@ def shelf_for(device: torch.device, folder: str | None) -> Shelf:
     return PinnedMemory(device) if device.type == "cuda" and folder is None else SlowFile(folder)
 
 
-def _bytes_of(tensor: Tensor) -> Any:
+def bytes_of(tensor: Tensor) -> Any:
     """The memory of a contiguous CPU tensor as a writable buffer of bytes."""
     return tensor.contiguous().view(-1).view(torch.uint8).numpy()

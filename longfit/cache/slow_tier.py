@@ -2,13 +2,14 @@
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from longfit.cache.side_index import Rows
-from longfit.cache.slow_file import Shelf
+from longfit.cache.slow_file import Pages, Shelf
 from longfit.cache.store import Store
 
 
@@ -29,7 +30,7 @@ class SlowTier:
     def __init__(self, shelf: Shelf, page_tokens: int, slots: int) -> None:
         self.shelf, self.page_tokens, self.slots = shelf, page_tokens, slots
         self.tail: Store | None = None
-        self.places: list[tuple[Shelf, int]] = []
+        self.places: list[tuple[Pages, int]] = []
         self.lengths: list[int] = []
         self.index: Rows | None = None
         self.recent: list[int] = []
@@ -154,6 +155,31 @@ class SlowTier:
         start = head * (keys.numel() + values.numel())
         shelf.read(place, start, keys)
         shelf.read(place, start + keys.numel(), values)
+
+    # -- saving ---------------------------------------------------------------------------------------------------
+
+    def copied(self, write: Callable[[Tensor], int]) -> list[int]:
+        """Give every page to `write`, one at a time; returns what it says, the places of the copies."""
+        assert self.tail is not None
+        keys, values = self.tail.keys, self.tail.values
+        wide = keys.shape[1] * (keys.shape[-1] + values.shape[-1])
+        places = []
+        for (shelf, place), length in zip(self.places, self.lengths, strict=True):
+            page = keys.new_empty(length * wide)
+            shelf.read(place, 0, page)
+            shelf.wait()
+            places.append(write(page))
+        return places
+
+    def restore(
+        self, pages: Pages, places: list[int], lengths: list[int], index: Tensor | None, recent: list[int], tail: Store
+    ) -> None:
+        """Be what a tier was whose pages were `copied` to these places; `index` is [1, N, pages, W]."""
+        self.tail, self.lengths, self.recent = tail, lengths, recent
+        self.places = [(pages, place) for place in places]
+        wide = tail.keys.shape[1] * (tail.keys.shape[-1] + tail.values.shape[-1])
+        self.slow_bytes = sum(lengths) * wide * tail.keys.element_size()
+        self.index = None if index is None else Rows(index)
 
     # -- copies ---------------------------------------------------------------------------------------------------
 
