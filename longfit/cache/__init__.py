@@ -1,8 +1,9 @@
 """Cache layers that hold a memory budget."""
 
 from longfit.cache.fit import FULL, SLIDING, FitCache, layer_types
-from longfit.cache.layer import HANDLE, BoundedLayer, Look
+from longfit.cache.layer import HANDLE, BoundedLayer
 from longfit.cache.ledger import Ledger
+from longfit.cache.look import Look
 from longfit.cache.part import Part
 from longfit.cache.place import Memo, Placed, place, stand_for
 from longfit.cache.rotary import Rotary

@@ -66,6 +66,20 @@ class Ledger:
             return store.positions.long()
         return store.scores[ANGLE].long() if self.frozen else torch.zeros_like(store.positions, dtype=torch.long)
 
+    def at_rest(self, part: Part, keys: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor | float]:
+        """New keys [B, G, n, D] of a part as they are stored, and the position at which they are rotated then.
+
+        The position matters in the packed geometry only.
+        """
+        if not self.packed:
+            return keys, 0.0
+        first, n = self.base[part.rows.start], keys.shape[2]
+        angles = torch.arange(first, first + n, device=keys.device).expand(keys.shape[:3])
+        if self.frozen:
+            return keys, angles.float()
+        assert rotary is not None
+        return rotary.rotate(keys, -angles), 0.0
+
     def freeze(self, part: Part, rotary: Rotary | None) -> None:
         """Rotate a packed part's keys to their places, in place."""
         if part.store is None or not part.kept:
