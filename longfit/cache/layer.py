@@ -221,7 +221,7 @@ class BoundedLayer(CacheLayerMixin):
 
     @property
     def trims_together(self) -> bool:
-        """The layer waits until all layers are trimmed: see `FitCache.trim_together` and `longfit.cache.release`."""
+        """The layer waits until all layers are trimmed: see `longfit.cache.together` and `.release`."""
         return self.method.replays or (self.patch is not None and self.patch.stores == "released")
 
     def keep(self, part: Part, candidate: Store, indices: Tensor, capacity: int) -> None:

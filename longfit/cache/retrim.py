@@ -12,6 +12,7 @@ from longfit.cache.part import Part
 from longfit.cache.row import Row
 from longfit.cache.sliding import SlidingLayer
 from longfit.cache.store import Store
+from longfit.cache.together import trim_together
 from longfit.cache.trim import SCORE
 from longfit.errors import InputError
 
@@ -50,7 +51,7 @@ def retrim(
         elif isinstance(old, BoundedLayer) and isinstance(new, BoundedLayer):
             _take_over(old, new, question_tokens)
     if method.replays:
-        cache.trim_together()
+        trim_together(cache)
     if ledger.packed:
         for layer in cache.bounded:
             for part in layer.parts:
