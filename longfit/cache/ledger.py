@@ -9,6 +9,7 @@ from longfit.cache.part import Part
 from longfit.cache.rotary import Rotary
 from longfit.cache.slow_file import Shelf
 from longfit.cache.store import Store
+from longfit.units import share_of
 
 ANGLE = "angle"
 
@@ -50,8 +51,7 @@ class Ledger:
         if self.kept_tokens is not None:
             return self.kept_tokens
         assert self.keep_ratio is not None
-        # The small term undoes binary rounding of decimal ratios: 0.29 of 100 is 29.
-        return max(1, int(total * self.keep_ratio + 1e-9))
+        return share_of(total, self.keep_ratio)
 
     def places(self, part: Part) -> Tensor:
         """Rotary positions [B, G, n] of a packed part's entries: they end right before the next chunk."""
