@@ -5,8 +5,10 @@ from typing import Any
 
 from longfit import attention as attentions
 from longfit.attention import AttentionPatch
+from longfit.cache import FULL, layer_types
 from longfit.compressors import KeepAll, KVCompressor, LearnedCompressor, PromptCompressor, get
-from longfit.errors import InputError, UnsupportedFeatureError
+from longfit.errors import InputError, UnsupportedFeatureError, UnsupportedModelError
+from longfit.families import text_config
 
 
 def compressors_of(
@@ -65,3 +67,18 @@ def patch_of(attention: str | AttentionPatch, options: dict[str, Any]) -> Attent
     if options:
         raise InputError(f"options {', '.join(options)} go to the attention object itself")
     return attention
+
+
+def bind_patch(patch: AttentionPatch, model: Any) -> None:
+    """Let the patch take what it needs of the model.
+
+    Raises:
+        UnsupportedModelError: no layer of the model is the patch's to stand in at, or it cannot work with this model.
+    """
+    types, _ = layer_types(text_config(model))
+    if not any(kind == FULL and patch.covers(place, len(types)) for place, kind in enumerate(types)):
+        raise UnsupportedModelError(
+            f"none of the {len(types)} layers of {type(model).__name__} is a full-attention layer that {patch!r} "
+            "stands in at: sliding layers and the layers that the patch leaves dense stay as they are"
+        )
+    patch.bind(model)

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from longfit.attention import NAMES
+from longfit.budget import ModelShape
 from longfit.cache import layer_types
 from longfit.errors import UnsupportedModelError
 
@@ -22,6 +23,13 @@ def text_config(model: PreTrainedModel) -> PreTrainedConfig:
 def decoder_of(model: PreTrainedModel) -> nn.Module:
     """The stack of layers without the head: what prefill runs."""
     return model.get_decoder()
+
+
+def model_shape(model: PreTrainedModel) -> ModelShape:
+    """Sizes of a loaded model."""
+    weights = model.get_memory_footprint(return_buffers=False)
+    dtype = model.dtype if model.dtype.is_floating_point else torch.bfloat16
+    return ModelShape.from_config(text_config(model), weights_bytes=int(weights), dtype_bytes=dtype.itemsize)
 
 
 def check(model: Any) -> None:

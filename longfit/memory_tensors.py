@@ -11,6 +11,7 @@ from torch import Tensor
 
 from longfit.cache import BoundedLayer, FitCache, Part, SavedPages, Shortened, SlowTier, Store, new_tier
 from longfit.compressors import Encoded, KeepAll
+from longfit.fitted import stream_of
 
 WritePage = Callable[[Tensor], int]
 ACCOUNTS = ("kept_tokens", "keep_ratio", "packed", "padding", "blank", "apart", "base", "frozen")
@@ -65,10 +66,13 @@ def put_together(
     if shortened is not None:
         cache.shortened = _shortened_of(shortened, tensors, model)
     if given.get("ids"):
-        model._reread_ids(cache)
+        with torch.no_grad():
+            stream_of(model, cache).fill_padded(cache.shortened.ids, cache.shortened.own_padding)
         return cache
     if "slots" in given:
-        model._reread(cache, _encoded_of(given["slots"], tensors, device), tensors["raw_ids"].to(device))
+        encoded = _encoded_of(given["slots"], tensors, device)
+        with torch.no_grad():
+            stream_of(model, cache).read_again(encoded, tensors["raw_ids"].to(device))
         return cache
     cache.rows, cache.chunk_tokens = rows, int(given["chunk_tokens"])
     for name, value in given["ledger"].items():

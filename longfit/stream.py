@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from longfit.cache import FitCache
+from longfit.cache import FitCache, recall, trim_together
 from longfit.calls import take_tokens
 from longfit.chunks import chunk_spans, one_by_one
 from longfit.compressors import Encoded, LearnedCompressor, PromptCompressor
@@ -128,7 +128,7 @@ class Stream:
             part = torch.cat([tokens[:, start:stop], tail], 1) if question else tokens[:, start:stop]
             again: list[list[int]] = []
             if cache.releases and cache.seen and stop - start == 1:
-                again, ids = cache.recall()
+                again, ids = recall(cache)
                 part = torch.cat([ids.to(part), part], 1)
             positions = cache.begin(
                 part.shape[1],
@@ -155,7 +155,7 @@ class Stream:
             if replay:
                 self._replay(tokens[:, start:stop], arguments, name)
             if cache.step.hold or replay:
-                cache.trim_together()
+                trim_together(cache)
             cache.chunks += phase == "prefill" and not cache.step.again_columns
             if phase == "prefill":
                 self._tell(given - T + stop, given)

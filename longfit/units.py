@@ -103,6 +103,11 @@ def kept_for_ratio(tokens: int, keep_ratio: float) -> int:
     return max(1, int(tokens * Decimal(repr(keep_ratio)))) if tokens else 0
 
 
+def share_of(tokens: int, ratio: float) -> int:
+    """The same, at least 1, for a ratio that may have been computed: a small term undoes its binary rounding."""
+    return max(1, int(tokens * ratio + 1e-9))
+
+
 @dataclass(frozen=True)
 class MemoryBudget:
     """One memory budget: exactly one field is set. ``MemoryBudget.parse(str(budget)) == budget``.

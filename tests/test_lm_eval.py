@@ -19,7 +19,7 @@ from longfit.errors import InputError, ScoreError, UnknownNameError, Unsupported
 from longfit.eval import answering, needle
 from longfit.eval.cells import Cell
 from longfit.eval.lm_eval import LongfitLM, run, split_request
-from longfit.model import FitMixin
+from longfit.fitted import FitMixin
 from tests.lm_eval_tasks import write_task
 from tests.test_needle import byte_tokenizer
 from tests.tiny import tiny_model

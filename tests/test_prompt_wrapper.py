@@ -9,7 +9,7 @@ import longfit
 from longfit.compressors import get
 from longfit.context import FitContext
 from longfit.errors import BudgetError, FingerprintError, InputError, MemoryFileError, UnsupportedFeatureError
-from longfit.model import FitMixin
+from longfit.fitted import FitMixin
 from tests.prompt_models import NAMES, STORY, bpe_tokenizer, make, prompt_model, story
 
 HOW = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}

@@ -16,7 +16,7 @@ from longfit.errors import InputError
 from longfit.registry import make
 
 EVERYTHING = 2**40
-SLACK = 64  # decoding makes room for a 64th of a layer's limit at a time, see BoundedLayer.make_room
+SLACK = 64  # decoding makes room for a 64th of a layer's limit at a time, see Row.make_room
 
 _REGISTRY: dict[str, type["AttentionPatch"]] = {}
 

@@ -105,7 +105,7 @@ def attend_bounded(
         span = step.span(part.rows.start, query.shape[2])
         q = query[part.rows, part.query_heads(group), span]
         k, v = key[part.rows, part.heads, span], value[part.rows, part.heads, span]
-        stored = layer.stored_keys(part, q.shape[2])
+        stored = layer.stored_keys(part)
         scores: dict[str, Tensor] = {}
         if q.shape[2] == 0:
             attended, lse = q.new_zeros(*q.shape[:3], v.shape[-1]), q.new_zeros(q.shape[:3]).float()

@@ -6,21 +6,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, get_layer_types_and_kwargs
+from transformers.cache_utils import Cache
 
+from longfit.cache.kinds import FULL, layer_types
 from longfit.cache.layer import BoundedLayer
 from longfit.cache.ledger import Ledger
 from longfit.cache.part import Part
-from longfit.cache.release import recall, release
+from longfit.cache.release import release
+from longfit.cache.renumber import renumber
 from longfit.cache.rotary import Rotary
 from longfit.cache.shortened import Allowance, Shortened
 from longfit.cache.sliding import SlidingLayer
 from longfit.cache.slow_tier import SlowTier
 from longfit.cache.step import Step
-from longfit.cache.trim import SCORE, oldest_first, put_last
-from longfit.errors import BudgetExceededError, UnsupportedModelError
-
-FULL, SLIDING = "full_attention", "sliding_attention"
+from longfit.cache.together import trim_together
 
 
 class FitCache(Cache):
@@ -85,6 +84,10 @@ class FitCache(Cache):
     @property
     def bounded(self) -> list[BoundedLayer]:
         return [layer for layer in self.own_layers if isinstance(layer, BoundedLayer)]
+
+    def parts_of(self, row: int) -> list[tuple[BoundedLayer, Part]]:
+        """The parts of a row, layer by layer and head by head, and whose they are."""
+        return [(layer, p) for layer in self.bounded for p in layer.parts if p.rows.start <= row < p.rows.stop]
 
     @property
     def seen(self) -> int:
@@ -178,7 +181,7 @@ class FitCache(Cache):
         self.step.padding = in_step
         self.rebuilt_tokens += sum(len(row) for row in again)
         if self.ledger.packed:
-            self._renumber(columns)
+            renumber(self, columns)
         else:
             self.ledger.base = [max(self.seen - p, 0) for p in self.ledger.padding]
         fresh = torch.tensor([start + len(row) for start, row in zip(in_step, again, strict=True)])
@@ -201,16 +204,12 @@ class FitCache(Cache):
         fits = all(total - p <= layer.limit(p, total) for p in padding for layer in self.bounded)
         return 0 if fits else self.patch.asking_tokens
 
-    def recall(self) -> tuple[list[list[int]], Tensor]:
-        """Released tokens to forward again with the next one: their positions by row and their ids [rows, most]."""
-        return recall(self)
-
     def _make_room(self) -> None:
         if self.releases:
             return
         if self.method.replays:
             kept = self.ledger.kept_limit(self.seen)
-            self.trim_together(self.seen + 1, reserve=max(1, kept // 64))
+            trim_together(self, self.seen + 1, reserve=max(1, kept // 64))
             return
         for layer in self.bounded:
             layer.make_room()
@@ -226,67 +225,6 @@ class FitCache(Cache):
                 base + max(stored - padding, 0)
                 for base, padding in zip(self.ledger.base, self.step.padding, strict=True)
             ]
-
-    def _renumber(self, columns: int) -> None:
-        """Packed geometry: where the next forward starts, and the keys' frame for it."""
-        ledger, decode = self.ledger, self.step.phase == "decode"
-        if decode and ledger.frozen and max(ledger.base) + columns <= self.max_positions:
-            return
-        before = ledger.base
-        if ledger.frozen:
-            self._each_part(ledger.thaw)
-        ledger.base = [max((p.kept for p in self._parts_of(row)), default=0) for row in range(self.rows)]
-        ledger.frozen = decode
-        if decode:
-            self._each_part(ledger.freeze)
-        moved = torch.tensor([new - old for new, old in zip(ledger.base, before, strict=True)])
-        for layer in self.own_layers:
-            if isinstance(layer, SlidingLayer):
-                layer.move(moved)
-        for layer in self.bounded:
-            for part in layer.parts:
-                part.move_queries(int(moved[part.rows.start]), layer.rotary)
-
-    def _parts_of(self, row: int) -> list[Part]:
-        return [p for layer in self.bounded for p in layer.parts if p.rows.start <= row < p.rows.stop]
-
-    def trim_together(self, seen: int | None = None, reserve: int = 0) -> None:
-        """Trim over all heads of all layers at once (methods that replay).
-
-        Args:
-            seen: columns for which the limit is meant; those seen by default.
-            reserve: leave room for so many more entries in each head.
-
-        Raises:
-            BudgetExceededError: the cache holds more than its limit afterwards.
-        """
-        for row in sorted({part.rows.start for layer in self.bounded for part in layer.parts}):
-            parts = [p for p in self._parts_of(row) if p.store is not None]
-            padding = self.ledger.padding[row] if self.ledger.padding else 0
-            heads = len(parts) // max(1, len(self.bounded))
-            limit = heads * sum(layer.limit(padding, seen or self.seen) for layer in self.bounded)
-            if sum(p.kept + (reserve > 0) for p in parts) <= limit:
-                continue
-            stores = [p.store for p in parts if p.store is not None]
-            scores = [oldest_first(s.scores[SCORE], s.positions) for s in stores]
-            owners = [layer for layer in self.bounded for p in layer.parts if any(p is part for part in parts)]
-            for layer, part, given in zip(owners, parts, scores, strict=True):
-                assert part.store is not None
-                dead = layer.unreachable(part.store.positions, layer.seen - padding, part.state)
-                if dead is not None:
-                    put_last(given, dead, part.store.positions)
-            chosen = self.method.select_together(scores, limit - reserve * len(parts))
-            for layer, part, store, indices in zip(owners, parts, stores, chosen, strict=True):
-                layer.keep(part, store, indices.sort(-1).values, indices.shape[-1] + reserve)
-            for layer in self.bounded:
-                layer.dropped += 1
-            if sum(p.kept for p in parts) > limit:
-                raise BudgetExceededError(f"the cache holds {sum(p.kept for p in parts)} entries, its limit is {limit}")
-
-    def _each_part(self, change: Any) -> None:
-        for layer in self.bounded:
-            for part in layer.parts:
-                change(part, layer.rotary)
 
     # -- copies ---------------------------------------------------------------------------------------------------
 
@@ -315,20 +253,3 @@ class FitCache(Cache):
             *(layer.rotary for layer in self.own_layers if layer.rotary is not None),
         ]
         return copy.deepcopy(self, {id(thing): thing for thing in shared})
-
-
-def layer_types(config: PreTrainedConfig) -> tuple[list[str], list[dict[str, Any]]]:
-    """Layer types and the arguments of their cache layers, for a text decoder.
-
-    Raises:
-        UnsupportedModelError: a type other than full and sliding attention, by name.
-    """
-    text = config.get_text_config(decoder=True)
-    types, arguments = get_layer_types_and_kwargs(text)
-    unknown = sorted(set(types) - {FULL, SLIDING})
-    if unknown:
-        raise UnsupportedModelError(
-            f"{text.model_type} has layers of type {', '.join(unknown)}; longfit compresses full_attention layers and "
-            "leaves sliding_attention layers as they are, other types are not supported"
-        )
-    return list(types), list(arguments)

@@ -9,6 +9,7 @@ from longfit.cache.part import Part
 from longfit.cache.rotary import Rotary
 from longfit.cache.slow_file import Shelf
 from longfit.cache.store import Store
+from longfit.units import share_of
 
 ANGLE = "angle"
 
@@ -50,8 +51,7 @@ class Ledger:
         if self.kept_tokens is not None:
             return self.kept_tokens
         assert self.keep_ratio is not None
-        # The small term undoes binary rounding of decimal ratios: 0.29 of 100 is 29.
-        return max(1, int(total * self.keep_ratio + 1e-9))
+        return share_of(total, self.keep_ratio)
 
     def places(self, part: Part) -> Tensor:
         """Rotary positions [B, G, n] of a packed part's entries: they end right before the next chunk."""
@@ -65,6 +65,20 @@ class Ledger:
         if not self.packed:
             return store.positions.long()
         return store.scores[ANGLE].long() if self.frozen else torch.zeros_like(store.positions, dtype=torch.long)
+
+    def at_rest(self, part: Part, keys: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor | float]:
+        """New keys [B, G, n, D] of a part as they are stored, and the position at which they are rotated then.
+
+        The position matters in the packed geometry only.
+        """
+        if not self.packed:
+            return keys, 0.0
+        first, n = self.base[part.rows.start], keys.shape[2]
+        angles = torch.arange(first, first + n, device=keys.device).expand(keys.shape[:3])
+        if self.frozen:
+            return keys, angles.float()
+        assert rotary is not None
+        return rotary.rotate(keys, -angles), 0.0
 
     def freeze(self, part: Part, rotary: Rotary | None) -> None:
         """Rotate a packed part's keys to their places, in place."""

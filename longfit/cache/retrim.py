@@ -9,8 +9,10 @@ from longfit.cache.fit import FitCache
 from longfit.cache.layer import BoundedLayer
 from longfit.cache.ledger import ANGLE, Ledger
 from longfit.cache.part import Part
+from longfit.cache.row import Row
 from longfit.cache.sliding import SlidingLayer
 from longfit.cache.store import Store
+from longfit.cache.together import trim_together
 from longfit.cache.trim import SCORE
 from longfit.errors import InputError
 
@@ -49,7 +51,7 @@ def retrim(
         elif isinstance(old, BoundedLayer) and isinstance(new, BoundedLayer):
             _take_over(old, new, question_tokens)
     if method.replays:
-        cache.trim_together()
+        trim_together(cache)
     if ledger.packed:
         for layer in cache.bounded:
             for part in layer.parts:
@@ -66,7 +68,8 @@ def _take_over(old: BoundedLayer, new: BoundedLayer, question_tokens: int) -> No
     new.dtype, new.device = old.dtype, old.device
     for heads_slice in slices:
         new.parts.append(_narrow(part, heads_slice, heads, new))
-    views = [new._view(p, p.store, new=p.kept, n_keep=0) for p in new.parts]
+    row = Row(new, new.parts)
+    views = [row.view(p, p.store, new=p.kept, n_keep=0) for p in new.parts]
     window = question_tokens or new.method.window_tokens
     for view in views:
         view.next_position = old.seen
@@ -75,7 +78,7 @@ def _take_over(old: BoundedLayer, new: BoundedLayer, question_tokens: int) -> No
             view.queries, view.query_positions = view.queries[:, :, -window:], view.query_positions[-window:]
         view.n_keep = new.limit(0, new.seen)
     if not new.method.replays and new.parts[0].kept > views[0].n_keep:
-        new._trim(new.parts, [p.store for p in new.parts if p.store is not None], views, views[0].n_keep, 0)
+        row.trim([p.store for p in new.parts if p.store is not None], views, views[0].n_keep)
     own = new.method.window_tokens
     for p in new.parts:
         if own and p.queries is not None and p.query_positions is not None:

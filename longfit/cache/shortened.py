@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from longfit.units import share_of
+
 
 @dataclass(frozen=True)
 class Allowance:
@@ -27,7 +29,7 @@ class Allowance:
         if self.kept_tokens is not None:
             return max(0, self.kept_tokens - self.reserved)
         assert self.keep_ratio is not None
-        return max(1, int(total * self.keep_ratio + 1e-9))
+        return share_of(total, self.keep_ratio)
 
 
 @dataclass

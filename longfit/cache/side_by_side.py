@@ -8,6 +8,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from longfit.cache.fit import FitCache
 from longfit.cache.layer import HANDLE, BoundedLayer
+from longfit.cache.together import trim_together
 from longfit.errors import InputError
 
 
@@ -97,7 +98,7 @@ class SideBySide(Cache):
         for cache in self.caches:
             cache.end()
             if cache.step.hold:
-                cache.trim_together()
+                trim_together(cache)
 
 
 def _rows(layers: list[Any]) -> RowsLayer:

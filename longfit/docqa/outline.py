@@ -10,7 +10,7 @@ import torch
 from longfit.docqa.document import Document
 from longfit.docqa.prompt import context_of, question_ids
 from longfit.families import decoder_of
-from longfit.model import named
+from longfit.reporting import named
 from longfit.units import format_bytes, kept_for_ratio
 
 CALIBRATION_TOKENS = 192

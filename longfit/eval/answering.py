@@ -17,8 +17,9 @@ from longfit.eval.cells import OWN, Cell
 from longfit.eval.measures import Held, Outcome, check_kept, kept_map
 from longfit.eval.sample import Sample
 from longfit.eval.task import Task
+from longfit.families import model_shape
 from longfit.meter import PeakMeter
-from longfit.model import model_shape, unwrap, wrap
+from longfit.model import unwrap, wrap
 from longfit.units import MemoryBudget
 
 TARGET_CHUNK = 1024  # target tokens that a bounded cache reads at once

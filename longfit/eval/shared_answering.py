@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from longfit.cache import FitCache
+from longfit.choosing import bind_patch
 from longfit.compressors import KeepAll, KVCompressor, get
 from longfit.errors import UnsupportedFeatureError
 from longfit.eval.answering import (
@@ -26,7 +27,7 @@ from longfit.eval.sample import Sample
 from longfit.eval.shared import Recording, recording
 from longfit.eval.task import Task
 from longfit.eval.together import generate_together, likelihoods_together
-from longfit.model import bind_patch, unwrap, wrap
+from longfit.model import unwrap, wrap
 
 
 @torch.no_grad()

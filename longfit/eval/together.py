@@ -9,7 +9,7 @@ from longfit.eval.answering import Reader
 from longfit.eval.measures import Outcome
 from longfit.eval.sample import Sample
 from longfit.eval.task import Task
-from longfit.model import base_forward
+from longfit.fitted import base_forward
 
 ROWS = 64
 

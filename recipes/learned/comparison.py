@@ -29,7 +29,7 @@ from longfit.compressors import available_soft
 from longfit.compressors.soft import LearnedCompressor
 from longfit.eval.intervals import mean_interval, paired_difference
 from longfit.eval.longbench.metrics import qa_f1
-from longfit.model import model_shape
+from longfit.families import model_shape
 from longfit.training.batches import Batch, collate, evaluation_episodes
 from longfit.training.data import Episode, sources
 from longfit.training.evaluate import normalised, scored, sets_of

@@ -16,6 +16,7 @@ from longfit.compressors.prompt.lm import LanguageModel, scorer_of, tokenizer_of
 from longfit.compressors.prompt.passage import Passage, question_of
 from longfit.compressors.prompt.units import fixed
 from longfit.errors import BudgetError, InputError, UnsupportedFeatureError
+from longfit.units import share_of
 
 _REGISTRY: dict[str, type["PromptCompressor"]] = {}
 
@@ -163,7 +164,7 @@ class PromptCompressor:
         """Tokens that the options leave of a prompt of `tokens` tokens."""
         if self.kept_tokens is not None:
             return min(self.kept_tokens, tokens)
-        return max(1, int(tokens * (self.keep_ratio or self.default_ratio) + 1e-9))
+        return share_of(tokens, self.keep_ratio or self.default_ratio)
 
     def question_from(self, ids: list[int]) -> Question:
         """The question that the tail `ids` of a prompt asks."""
