@@ -5,7 +5,7 @@ import torch
 
 from longfit.compressors.soft import available
 from longfit.compressors.soft.layout import group_sizes
-from longfit.compressors.soft.modules import rms
+from longfit.compressors.soft.modules import Projector, rms
 from longfit.compressors.soft.pooled_queries import group_weights
 from longfit.errors import InputError
 from tests.encoders import FAMILIES, bound, gradients, logits_of, reading_loss, token_ids, wake
@@ -253,3 +253,40 @@ def test_a_real_encoder_serves_two_real_readers(smollm2, gemma3):
         sizes = rms(encoded.soft[:, 1:]).mean() / rms(method.backbone.embed(ids)).mean()
         assert 0.3 < sizes < 3  # slots are as large as the embeddings that the reader knows
     first.release()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_warm_start_brings_slots_at_1x_near_the_tokens_embeddings(family):
+    method = arc(family, awake=False, ratio=1, bottleneck=48)
+    contexts = [token_ids(rows=2, tokens=60) for _ in range(4)]
+
+    def distance():
+        made, sizes = method.slots(contexts[0], 1)
+        wanted = method.backbone.embed(contexts[0])
+        assert sizes.tolist() == [1] * 60
+        return float((made - wanted).square().mean() / wanted.square().mean())
+
+    before = distance()
+    method.warm_start(contexts)
+    assert distance() < 0.6 < before
+
+
+@pytest.mark.parametrize("hidden", [None, 5])
+def test_the_projectors_fit_is_the_best_map_of_its_rank(hidden):
+    generator = torch.Generator().manual_seed(0)
+    states, true = torch.randn(500, 8, generator=generator), torch.randn(6, 8, generator=generator)
+    projector = Projector(8, 6, size=0.3, hidden=hidden)
+    wanted = states / rms(states) @ true.T
+    projector.fit(states, wanted, ridge=0.0)
+    left, sizes, right = torch.linalg.svd(true, full_matrices=False)
+    best = left[:, :hidden] * sizes[:hidden] @ right[:hidden]
+    torch.testing.assert_close(projector(states), states / rms(states) @ best.T, atol=1e-4, rtol=1e-3)
+
+
+def test_a_warm_start_from_another_tokenizer_is_taken_in_the_encoders_tokens():
+    method = foreign(ratio=1)
+    before = [layer.weight.clone() for layer in method.modules["projector"].maps]
+    method.warm_start([byte_ids("the lamp was lit at four")])
+    after = [layer.weight for layer in method.modules["projector"].maps]
+    assert all(torch.isfinite(w).all() and not torch.equal(w, b) for w, b in zip(after, before, strict=True))

@@ -152,6 +152,8 @@ def test_a_folder_of_another_recipe_is_refused_and_a_longer_run_is_not(tmp_path)
         ({"ratios": [[0.2, [4]]]}, "rise from 0"),
         ({"ratios": [0]}, "whole numbers, at least 1"),
         ({"ratios": 4}, "list of whole numbers"),
+        ({"warm_start": 2}, "strided_kv has no warm start"),
+        ({"warm_start": -1}, "warm_start=-1"),
         ({"context_tokens": 480}, "512 positions"),
         ({"lr_factors": {"slots": 5}}, "trains encoder"),
         ({"trackers": ["mlflow"]}, "no tracker is called 'mlflow'"),
@@ -230,6 +232,19 @@ def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("longfit.training.metrics.get_available_trackers", list)
     with pytest.raises(InputError, match="tensorboard is not installed"):
         train(tmp_path, recipe(trackers=["tensorboard"]))
+
+
+def test_a_warm_start_is_what_the_first_step_starts_from_and_a_resumed_run_keeps(tmp_path):
+    given = {"compressor": {"arc": {"rank": 4, "cut_layers": 1}}, "warm_start": 3, "steps": 4, "lr": 1e-9}
+    straight, killed, cold = (tmp_path / name for name in ("straight", "killed", "cold"))
+    train(straight, recipe(**given))
+    with pytest.raises(Killed):
+        train(killed, recipe(**given), hooks=kill_at(2))
+    train(killed, recipe(**given))
+    train(cold, recipe(**{**given, "warm_start": 0}))
+    modules = [load_file(folder / "adapter" / "modules.safetensors") for folder in (straight, killed, cold)]
+    name = next(name for name in modules[0] if "projector" in name and "maps" in name)
+    assert torch.equal(modules[0][name], modules[1][name]) and not torch.equal(modules[0][name], modules[2][name])
 
 
 def test_ratios_follow_their_schedule_and_the_adapter_is_for_the_last(tmp_path):

@@ -152,6 +152,10 @@ class Training:
             path, state = found
             checkpoint.restore(path, accelerator, self.student, self.optimizer)
             self.step, self.seconds, self.last = state["step"], state["seconds"], state["losses"]
+        elif recipe.warm_start:
+            first = stepwise(recipe.context_tokens, 0.0, "context_tokens")
+            given = [self.batches.batch(step, first).context for step in range(recipe.warm_start)]
+            self.compressor.warm_start([context.to(accelerator.device) for context in given])
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)

@@ -58,6 +58,7 @@ class Recipe:
         loss_options: see `training.student.LossOptions`.
         ratios: tokens for each slot, one drawn for each step; or `[[progress, [ratios]], ...]`, of which the last one
             reached holds, as low ratios first. The method's own where empty. The adapter is for those of the end.
+        warm_start: batches whose contexts give the method its first weights, where it has such a start (`arc`).
         context_tokens: n of every context in a batch, a number or `[[progress, n], ...]` (the last one reached holds).
         target_tokens: that follow a context, at most.
         window_tokens: last tokens of a context that the reader gets raw; the slots stand for those before them.
@@ -86,6 +87,7 @@ class Recipe:
     losses: dict[str, Any] = field(default_factory=dict)
     loss_options: dict[str, Any] = field(default_factory=dict)
     ratios: list[Any] = field(default_factory=list)
+    warm_start: int = 0
     context_tokens: Any = 256
     target_tokens: int = 48
     window_tokens: int = 0
@@ -135,6 +137,7 @@ class Recipe:
             ("steps", 1),
             ("target_tokens", 2),
             ("window_tokens", 0),
+            ("warm_start", 0),
             ("batch_size", 1),
             ("accumulate", 1),
             ("log_every", 1),

@@ -1,9 +1,10 @@
 """ARC-Encoder: an LM without its top reads both ways; its last layer asks with the mean of each group of tokens."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from longfit.compressors.soft.backbone import Backbone
 from longfit.compressors.soft.base import ENCODER
 from longfit.compressors.soft.embeddings import embedding_sample, embedding_size
 from longfit.compressors.soft.foreign import Foreign, checked, reader_tokenizer, same_vocabulary, texts, tokens_of
+from longfit.compressors.soft.layout import group_sizes
 from longfit.compressors.soft.modules import Projector, SlotEmbedding
 from longfit.compressors.soft.pooled_queries import group_weights, run_pooled
 from longfit.compressors.soft.slots import SlotCompressor
@@ -133,16 +135,30 @@ class Arc(SlotCompressor):
         return len(self.reading_encoder.layers) - self.cut_layers
 
     def slots(self, ids: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
-        n = ids.shape[1]
-        m = -(-n // ratio)
-        small, longer = divmod(n, m)
+        sizes = group_sizes(ids.shape[1], ratio)
+        given, lengths = self.encoder_ids(ids)
+        states = self.pooled(given, lengths, len(sizes))
+        return self.modules["projector"](states.to(self.backbone.device)), sizes
+
+    @torch.no_grad()
+    def warm_start(self, contexts: Sequence[Tensor]) -> None:
+        """The projector that takes the encoder's states at 1x nearest to the reader's embeddings of the same tokens, by
+        least squares; ours. From there on a slot can be read a little, and what is read can be trained. The states at
+        1x and the tokens correspond one to one where encoder and reader have one vocabulary, and nearly so else."""
+        states, wanted = [], []
+        for ids in contexts:
+            given, lengths = self.encoder_ids(ids)
+            states.append(self.pooled(given, lengths, ids.shape[1]).flatten(0, 1))
+            wanted.append(self.backbone.embed(ids).flatten(0, 1))
+        projector = cast(Projector, self.modules["projector"])
+        projector.fit(torch.cat(states).to(wanted[0].device), torch.cat(wanted))
+
+    def encoder_ids(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's ids [B, m] of the reader's ids [B, n], and how many of each row count [B]."""
         if self.source_tokenizer is None:
-            lengths = torch.full((ids.shape[0],), n)
-        else:
-            rows = texts(self.source_tokenizer, ids)
-            ids, lengths = tokens_of(self.encoder_tokenizer, rows, self.reading_encoder.device)
-        slots = self.modules["projector"](self.pooled(ids, lengths, m).to(self.backbone.device))
-        return slots, torch.tensor([small + 1] * longer + [small] * (m - longer))
+            return ids, torch.full((ids.shape[0],), ids.shape[1])
+        rows = texts(self.source_tokenizer, ids)
+        return tokens_of(self.encoder_tokenizer, rows, self.reading_encoder.device)
 
     def pooled(self, ids: Tensor, lengths: Tensor, m: int) -> Tensor:
         """The encoder's states [B, m, Es] for its own ids [B, n], of which `lengths` [B] count."""

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
@@ -146,6 +146,14 @@ class LearnedCompressor:
     def auxiliary(self, encoded: Encoded, ids: Tensor, ratio: int) -> dict[str, Tensor]:
         """Losses of the method's own, by name, for the context `ids` [B, n] that became `encoded`."""
         return {}
+
+    def warm_start(self, contexts: Sequence[Tensor]) -> None:
+        """Better first weights than the usual ones, from contexts [B, n] of the training data, before the first step.
+
+        Raises:
+            InputError: the method has no such start.
+        """
+        raise InputError(f"{self.name} has no warm start; leave warm_start out of the recipe")
 
     @contextmanager
     def reading(self, encoded: Encoded | None) -> Iterator[None]:

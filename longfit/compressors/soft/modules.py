@@ -84,6 +84,28 @@ class Projector(nn.Module):
         if zero:
             nn.init.zeros_(cast(Tensor, self.maps[-1].weight))
 
+    @torch.no_grad()
+    def fit(self, hidden: Tensor, wanted: Tensor, ridge: float = 1e-3) -> None:
+        """Become the linear map that takes `hidden` [N, Ein] nearest to `wanted` [N, Eout], without a residual.
+
+        Least squares with a ridge of so much of the mean square. Two maps share the singular values; where the layer
+        between them is narrower, the smallest are lost.
+        """
+        given = (hidden.float() / rms(hidden)).double()
+        square = given.T @ given
+        square += ridge * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype, device=square.device)
+        whole = torch.linalg.solve(square, given.T @ wanted.double()).T / float(self.scale)  # [Eout, Ein]
+        if len(self.maps) == 1:
+            parts = [whole]
+        else:
+            left, sizes, right = torch.linalg.svd(whole, full_matrices=False)
+            k = min(len(sizes), cast(Tensor, self.maps[0].weight).shape[0])
+            roots = sizes[:k].sqrt()
+            parts = [roots[:, None] * right[:k], left[:, :k] * roots]
+        for layer, part in zip(self.maps, parts, strict=True):
+            weight = cast(Tensor, layer.weight)
+            weight.zero_()[: part.shape[0], : part.shape[1]] = part.to(weight.dtype)
+
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor:
         """[..., E] in the dtype of `residual`, or of `hidden` where there is none."""
         out = hidden.float() / rms(hidden)
