@@ -163,5 +163,17 @@ def test_an_outline_says_what_then_happens(tmp_path):
     assert outline(model, tokenizer, [Document("b", "short")], "who").seconds is None
 
 
+def test_the_time_grows_with_what_is_attended_to_and_doubles_for_a_method_that_reads_twice(monkeypatch):
+    monkeypatch.setattr("longfit.docqa.outline._seconds_per_token", lambda model, ids: 0.001)
+    documents = [Document("a", "the lamp was lit. " * 400)]
+
+    def seconds(method, budget):
+        model = longfit.wrap(tiny_llama(), method, budget=budget)
+        return outline(model, tiny_tokenizer(), documents).seconds
+
+    once, more, twice = seconds("snapkv", "80 tokens"), seconds("snapkv", "2000 tokens"), seconds("kvzip", "80 tokens")
+    assert twice == 2 * once and once < more
+
+
 def test_durations_are_said_as_people_say_them():
     assert [duration(s) for s in (0.2, 44.6, 89, 125, 7200)] == ["1 s", "45 s", "89 s", "2 min", "2.0 h"]

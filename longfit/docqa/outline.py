@@ -60,8 +60,9 @@ def outline(
 ) -> Outline:
     """What a wrapped model will make of documents, and about how long it takes.
 
-    The time is that of a short forward of the base model, multiplied: it knows nothing of scoring, and of attention to
-    what is kept only what a short text shows.
+    The time is that of a short forward of the base model, multiplied: by the tokens, by what attention to the kept
+    entries adds (in multiplications, see `work`), and by two for methods that read each chunk twice. It knows nothing of
+    scoring.
 
     Args:
         first: as for `context_of`.
@@ -78,6 +79,12 @@ def outline(
     limit, ratio = context.limit_of(cache), context.budget.keep_ratio
     limit = kept_for_ratio(tokens, ratio) if limit is None and ratio is not None else limit
     kept = None if context.free or limit is None else min(tokens, limit)
+    chunk = min(cache.chunk_tokens, tokens)
+    seconds = None
+    if tokens >= LEAST_TO_CALIBRATE:
+        seconds = tokens * _seconds_per_token(model, ids) * (2 if context.method.replays else 1)
+        attended = tokens // 2 if context.free else (kept or 0) + chunk // 2
+        seconds *= work(model, attended) / work(model, CALIBRATION_TOKENS // 2)
     return Outline(
         documents=len(documents),
         pages=sum(len(document.pages) for document in documents),
@@ -86,9 +93,16 @@ def outline(
         kept_tokens=kept,
         kv_bytes=None if kept is None else int(full * kept / tokens),
         full_kv_bytes=full,
-        chunk_tokens=min(cache.chunk_tokens, tokens),
-        seconds=tokens * _seconds_per_token(model, ids) if tokens >= LEAST_TO_CALIBRATE else None,
+        chunk_tokens=chunk,
+        seconds=seconds,
     )
+
+
+def work(model: Any, attended: int) -> int:
+    """Multiplications for one token that attends to so many: the weights, and keys and values in every full layer."""
+    shape = model.longfit.shape
+    weights: int = model.num_parameters(exclude_embeddings=True)
+    return weights + shape.full_layers * shape.query_heads * (shape.key_dim + shape.value_dim) * attended
 
 
 @torch.no_grad()
