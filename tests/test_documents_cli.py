@@ -1,5 +1,6 @@
 """Documents from the command line: several at once, citations with pages, memories that grow, a chat over a pipe."""
 
+import importlib
 import io
 import json
 import os
@@ -164,11 +165,12 @@ def test_an_outline_says_what_then_happens(tmp_path):
 
 
 def test_the_time_grows_with_what_is_attended_to_and_doubles_for_a_method_that_reads_twice(monkeypatch):
-    monkeypatch.setattr("longfit.docqa.outline._seconds_per_token", lambda model, ids: 0.001)
+    module = importlib.import_module("longfit.docqa.outline")
+    monkeypatch.setattr(module, "_seconds_per_token", lambda model, ids: 0.001)
     documents = [Document("a", "the lamp was lit. " * 400)]
 
     def seconds(method, budget):
-        model = longfit.wrap(tiny_llama(), method, budget=budget)
+        model = longfit.wrap(tiny_llama(), method, budget=budget, chunk_tokens=64)
         return outline(model, tiny_tokenizer(), documents).seconds
 
     once, more, twice = seconds("snapkv", "80 tokens"), seconds("snapkv", "2000 tokens"), seconds("kvzip", "80 tokens")

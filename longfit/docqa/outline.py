@@ -61,8 +61,8 @@ def outline(
     """What a wrapped model will make of documents, and about how long it takes.
 
     The time is that of a short forward of the base model, multiplied: by the tokens, by what attention to the kept
-    entries adds (in multiplications, see `work`), and by two for methods that read each chunk twice. It knows nothing of
-    scoring.
+    entries adds (in multiplications, see `work`), and by two for methods that read each chunk twice. It knows nothing
+    of scoring.
 
     Args:
         first: as for `context_of`.
