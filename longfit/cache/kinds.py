@@ -17,11 +17,13 @@ def layer_types(config: PreTrainedConfig) -> tuple[list[str], list[dict[str, Any
         UnsupportedModelError: a type other than full and sliding attention, by name.
     """
     text = config.get_text_config(decoder=True)
-    types, arguments = get_layer_types_and_kwargs(text)
+    types, given = get_layer_types_and_kwargs(text)
+    # Before transformers 5.23 all layers shared one mapping; types without a window ignore it.
+    arguments: list[dict[str, Any]] = [given] * len(types) if isinstance(given, dict) else list(given)
     unknown = sorted(set(types) - {FULL, SLIDING})
     if unknown:
         raise UnsupportedModelError(
             f"{text.model_type} has layers of type {', '.join(unknown)}; longfit compresses full_attention layers and "
             "leaves sliding_attention layers as they are, other types are not supported"
         )
-    return list(types), list(arguments)
+    return list(types), arguments
