@@ -26,6 +26,11 @@ def setting(model: Any, kwargs: dict[str, Any], name: str) -> int:
 
 
 def prompt_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The token ids [B, T] of a call of `generate`.
+
+    Raises:
+        InputError: none, or not token ids, or padding that is not on the left.
+    """
     ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
     if ids is None:
         raise InputError("generate() needs input_ids")
@@ -37,6 +42,10 @@ def prompt_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def check_ids(ids: Any) -> None:
+    """
+    Raises:
+        InputError: not a tensor of token ids [B, T], or one without a token.
+    """
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
         raise InputError("input_ids have to be a tensor of token ids [B, T]; use tokenizer(text, return_tensors='pt')")
     if ids.shape[0] == 0 or ids.shape[1] == 0:
@@ -44,6 +53,10 @@ def check_ids(ids: Any) -> None:
 
 
 def refuse(model: Any, kwargs: dict[str, Any]) -> None:
+    """
+    Raises:
+        UnsupportedFeatureError: the call or the generation configuration has an argument that no compressor works with.
+    """
     config = kwargs.get("generation_config") or model.generation_config
     for name, reason in REFUSED_ARGUMENTS.items():
         if kwargs.get(name) is not None or getattr(config, name, None) is not None:
