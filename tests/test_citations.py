@@ -100,6 +100,21 @@ def test_candidates_share_a_word_with_question_or_answer():
     assert cite(model, tiny_tokenizer(), documents, "who", "  ") == []
 
 
+def test_an_answer_that_stands_nowhere_leaves_the_ranking_to_the_question(monkeypatch):
+    texts = ["the storm came at nine.", "the zebra in the zebra pen was a zebra.", "a lamp was lit by the keeper."]
+    documents = [Document(str(place), text) for place, text in enumerate(texts)]
+    model = wrap(tiny_llama(), "knorm", budget="50%")
+    asked = []
+    monkeypatch.setattr("longfit.docqa.citations.lifts", lambda *given: asked.append(given) or [0.0] * len(given[2]))
+    found = cite(model, tiny_tokenizer(), documents, "when was the storm", "at the zebra of 1066")
+    assert found[0].quote == texts[0] and not asked and not any(c.verified for c in found)
+    assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
+    found = cite(model, tiny_tokenizer(), documents, "when was the storm", "zebra")
+    assert found[0].quote == texts[1] and found[0].verified and len(asked) == 1
+    (only,) = cite(model, tiny_tokenizer(), documents, "who", "lamp of 1066")  # the question alone finds nothing
+    assert only.quote == texts[2]
+
+
 @pytest.mark.parametrize("how", ["aware", "agnostic", "memory"])
 def test_an_answer_comes_with_pages_and_what_was_kept_of_them(how):
     pages, at, text = [], 0, ""

@@ -230,6 +230,7 @@ def test_a_client_that_goes_stops_the_search_for_passages(running, monkeypatch):
         return batch(*given)
 
     with monkeypatch.context() as patched:
+        patched.setattr("longfit.docqa.citations.stands_in", lambda *given: True)
         patched.setattr(likelihood, "_batch", until_the_client_has_gone)
         patched.setattr(likelihood, "BATCH_TOKENS", 1)  # each passage is a batch
         stream = running.ask("who came", running.document["id"], max_tokens=3, stream=True)

@@ -57,7 +57,9 @@ def cite(
     """The passages that an answer rests on, best first.
 
     The passages that share the rarest words with question and answer (BM25) are candidates. Each is scored by how much
-    it raises the likelihood of the answer for the base model, and by its BM25; see `ranked`.
+    it raises the likelihood of the answer for the base model, and by its BM25; see `ranked`. Where the answer stands in
+    none of them, it says nothing of where it comes from: then these are the passages nearest to the question, by BM25
+    alone.
 
     Args:
         model: a model from `longfit.wrap`, or any causal LM.
@@ -69,14 +71,18 @@ def cite(
         before_each: called before each batch of passages goes through the model; what it raises ends the search.
 
     Returns:
-        Up to `n`; none where the answer is empty or shares no word with the documents.
+        Up to `n`; none where the answer is empty, or no word of it and of the question stands in the documents.
     """
     if n < 1 or not answer.strip():
         return []
     found = candidates(documents, question, answer)
     texts = [candidate.passage.text for candidate in found]
-    raised = lifts(model, tokenizer, texts, question, answer, before_each) if found else []
-    best = ranked([candidate.bm25 for candidate in found], raised)
+    if any(stands_in(answer, text, question) for text in texts):
+        raised = lifts(model, tokenizer, texts, question, answer, before_each)
+        best = ranked([candidate.bm25 for candidate in found], raised)
+    else:
+        found = candidates(documents, question, "", n) or found
+        best = [(place, candidate.bm25) for place, candidate in enumerate(found)]
     return [_citation(documents, found[place].passage, score, question, answer, kept) for place, score in best[:n]]
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from longfit.bm25 import BM25Index, terms
 from longfit.docqa import Document, ask_memory, compress
-from longfit.docqa.citations import candidates, ranked
+from longfit.docqa.citations import BM25_WEIGHT, candidates, ranked
 from longfit.docqa.lexical import stands_in
 from longfit.docqa.likelihood import lifts
 from longfit.docqa.passages import Passage, passages
@@ -149,6 +149,7 @@ def run(data: Path, output: Path, sets: list[str], answers: list[str]) -> None:
                 if kind == "own":
                     if of != row["text"]:
                         memory, of = compress(model, tokenizer, Document(row["name"], row["text"])), row["text"]
+                    assert memory is not None
                     answer = ask_memory(model, tokenizer, memory, row["question"], max_new_tokens=24).text
                 made = {"answers": kind, **measured(model, tokenizer, row, answer)}
                 with file.open("a", encoding="utf-8") as out:
@@ -163,13 +164,13 @@ def table(output: Path) -> str:
     """Markdown: how often each way of ranking has a gold passage first."""
     rows = _read(output / "rows.jsonl")
     names = ["BM25 of the question", "BM25 of question and answer"]
-    names += [f"likelihood + {w:g} BM25" if w else "likelihood alone" for w in WEIGHTS]
+    names += [f"likelihood + {w:g} BM25" if w else "likelihood alone" for w in WEIGHTS] + ["as used"]
     lines = ["| answers | documents | n | passages | gold among candidates | " + " | ".join(names) + " |"]
     lines.append("|" + "---|" * (5 + len(names)))
     for kind, name in sorted({(row["answers"], row["set"]) for row in rows}):
         of = [row for row in rows if (row["answers"], row["set"]) == (kind, name)]
         hits = [[row["found"]["bm25_question"] for row in of], [row["found"]["bm25_both"] for row in of]]
-        hits += [[_first(row, weight) for row in of] for weight in WEIGHTS]
+        hits += [[_first(row, weight) for row in of] for weight in WEIGHTS] + [[_used(row) for row in of]]
         within = sum(any(c[0] for c in row["candidates"]) for row in of) / len(of)
         cells = [
             kind,
@@ -186,6 +187,12 @@ def _first(row: dict[str, Any], weight: float) -> bool:
     given = row["candidates"]
     order = ranked([c[1] for c in given], [c[2] for c in given], weight)
     return bool(order) and bool(given[order[0][0]][0])
+
+
+def _used(row: dict[str, Any]) -> bool:
+    """As `cite` does it: where the answer stands in none of the candidates, the question alone decides."""
+    verified = any(c[3] for c in row["candidates"])
+    return _first(row, BM25_WEIGHT) if verified else bool(row["found"]["bm25_question"])
 
 
 def _share(hits: list[bool]) -> str:
