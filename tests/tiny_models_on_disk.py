@@ -75,7 +75,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM, *, divisors=None, scaling: d
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(WORDS)
     writer.add_token_types([3, 3] + [1] * (len(WORDS) - 2))
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "a b"])  # one alone is no list to transformers 5.17
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(1)
     writer.add_unk_token_id(0)
