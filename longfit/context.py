@@ -183,6 +183,11 @@ class FitContext:
         in_bytes = ratio is None and self.budget.kept_tokens is None
         unbounded = self.free or (allowance is not None and allowance.last and not in_bytes)
         ledger = Ledger(ANY_LENGTH, None, packed) if unbounded else Ledger(None if ratio else kept, ratio, packed)
+        if packed and self.method.ragged and self.shape.full_layers:
+            # The average fits; a head may want many times that. A chunk comes after it, twice where it is replayed.
+            again = chunk + len(getattr(self.method, "repeat_ids", ())) if self.method.replays else 0
+            after = chunk + again + new_tokens
+            ledger.head_limit = max(held, window - after)
         cache = FitCache(self.config, decoder, self.method, ledger, window, self.patch)
         cache.chunk_tokens, cache.allowance = chunk, allowance
         return cache

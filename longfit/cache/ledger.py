@@ -33,6 +33,8 @@ class Ledger:
         apart: rows are counted each by itself, whatever their padding.
         base: rotary position of each row's next token.
         frozen: packed keys are rotated in place (decoding).
+        head_limit: entries that one head may keep where heads keep unlike numbers in the packed geometry, so that the
+            longest stays within the model's window; None for any number.
         shelf: where the layers' slow tiers write; None before something is offloaded.
     """
 
@@ -44,6 +46,7 @@ class Ledger:
     apart: bool = False
     base: list[int] = field(default_factory=list)
     frozen: bool = False
+    head_limit: int | None = None
     shelf: Shelf | None = None
 
     def kept_limit(self, total: int) -> int:

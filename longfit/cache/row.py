@@ -175,7 +175,7 @@ class Row:
     def trim(self, candidates: list[Store], views: list[View], n_keep: int, reserve: int = 0) -> None:
         """Leave each part what the method chooses of its candidates, `n_keep` a head on average, and room for more."""
         layer, started = self.layer, time.perf_counter()
-        chosen = trim(layer.method, candidates, views, n_keep, layer.unreachable)
+        chosen = trim(layer.method, candidates, views, n_keep, layer.unreachable, layer.ledger.head_limit)
         layer.score_seconds += time.perf_counter() - started
         for part, candidate, indices in zip(self.parts, candidates, chosen, strict=True):
             layer.keep(part, candidate, indices, indices.shape[-1] + reserve)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from longfit.cache.trim import SCORE, oldest_first, put_last
+from longfit.cache.trim import SCORE, hold_to, oldest_first, put_last
 from longfit.errors import BudgetExceededError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def trim_together(cache: "FitCache", seen: int | None = None, reserve: int = 0) 
             dead = layer.unreachable(store.positions, layer.seen - padding, part.state)
             if dead is not None:
                 put_last(given, dead, store.positions)
+            hold_to(given, cache.ledger.head_limit, store.positions)
         chosen = cache.method.select_together(scores, limit - reserve * len(owned))
         for (layer, part, store), indices in zip(owned, chosen, strict=True):
             layer.keep(part, store, indices.sort(-1).values, indices.shape[-1] + reserve)

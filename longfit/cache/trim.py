@@ -50,12 +50,14 @@ def trim(
     views: list[View],
     n_keep: int,
     unreachable: Callable[[Tensor, int, dict[str, Tensor]], Tensor | None] = lambda positions, seen, state: None,
+    most: int | None = None,
 ) -> list[Tensor]:
     """Ascending indices [B, G, N] of the entries to keep in each part of a row, n_keep a head on average.
 
     Args:
         unreachable: which entries, from positions [B, G, S], the tokens seen and the part's state, no later query
             attends to: they go first.
+        most: entries that one head may keep; None for any number.
 
     Raises:
         ScoreError: the method's choice is not exactly as large as asked.
@@ -68,11 +70,19 @@ def trim(
             put_last(given, dead, view.positions)
         if view.protected:
             given[..., -view.protected :] = float("inf")
+        hold_to(given, most, view.positions)
     chosen = [indices.sort(-1).values for indices in method.select(views, scores, n_keep)]
     kept = sum(indices.shape[-1] for indices in chosen)
     if kept != n_keep * len(views):
         raise ScoreError(f"{method!r} kept {kept} entries where {n_keep * len(views)} were asked for")
     return chosen
+
+
+def hold_to(scores: Tensor, most: int | None, positions: Tensor) -> None:
+    """Rank all but the `most` best entries of each head below everything else, in place."""
+    if most is not None and scores.shape[-1] > most:
+        best = scores.topk(most, -1).indices
+        put_last(scores, torch.ones_like(scores, dtype=torch.bool).scatter_(-1, best, False), positions)
 
 
 def put_last(scores: Tensor, dead: Tensor, positions: Tensor) -> None:
