@@ -17,8 +17,6 @@ WINDOW = 512
 class OneHead(KVCompressor):
     """Everything in the first head of each layer, the latest first."""
 
-    name = "one_head"
-
     def score(self, view):
         return view.positions.float() + (1e6 if view.first_head == 0 else 0.0)
 
