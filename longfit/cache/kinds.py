@@ -18,7 +18,7 @@ def layer_types(config: PreTrainedConfig) -> tuple[list[str], list[dict[str, Any
     """
     text = config.get_text_config(decoder=True)
     types, given = get_layer_types_and_kwargs(text)
-    # Before transformers 5.23 all layers shared one mapping; types without a window ignore it.
+    # transformers 5.17 gives one mapping for all layers, newer ones a list; only sliding layers look at theirs.
     arguments: list[dict[str, Any]] = [given] * len(types) if isinstance(given, dict) else list(given)
     unknown = sorted(set(types) - {FULL, SLIDING})
     if unknown:

@@ -27,12 +27,14 @@ def trim_together(cache: "FitCache", seen: int | None = None, reserve: int = 0) 
         limit = heads * sum(layer.limit(padding, seen or cache.seen) for layer in layers)
         if sum(part.kept + (reserve > 0) for _, part, _ in owned) <= limit:
             continue
+        if (most := cache.ledger.head_limit) is not None:
+            limit = min(limit, sum(min(part.kept, most) for _, part, _ in owned))
         scores = [oldest_first(store.scores[SCORE], store.positions) for _, _, store in owned]
         for (layer, part, store), given in zip(owned, scores, strict=True):
             dead = layer.unreachable(store.positions, layer.seen - padding, part.state)
             if dead is not None:
                 put_last(given, dead, store.positions)
-            hold_to(given, cache.ledger.head_limit, store.positions)
+            hold_to(given, most, store.positions)
         chosen = cache.method.select_together(scores, limit - reserve * len(owned))
         for (layer, part, store), indices in zip(owned, chosen, strict=True):
             layer.keep(part, store, indices.sort(-1).values, indices.shape[-1] + reserve)

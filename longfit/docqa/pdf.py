@@ -12,7 +12,7 @@ from longfit.errors import InputError
 
 BETWEEN_PAGES = "\n\n"
 READER = Path(__file__).with_name("pdf_pages.py")
-# What 20 MiB of text in a PDF take on a slow machine, several times over.
+# What the longest text that is read takes on a slow machine, several times over.
 MOST_SECONDS = 300
 
 

@@ -24,12 +24,14 @@ def pages(data: bytes, most: int) -> dict[str, Any]:
     import pypdfium2
 
     found: list[str] = []
+    characters = 0
     try:
         # Not closed: the process ends.
         for page in pypdfium2.PdfDocument(data):
             found.append(clean(page.get_textpage().get_text_bounded()))
             page.close()
-            if (characters := sum(map(len, found))) > most:
+            characters += len(found[-1])
+            if characters > most:
                 return {"characters": characters}
     except pypdfium2.PdfiumError as error:
         return {"problem": str(error), "password": error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD}

@@ -133,11 +133,6 @@ class Training:
     def _prepare(self) -> None:
         recipe, accelerator = self.recipe, self.accelerator
         self.losses = recipe.losses or dict(self.compressor.losses)
-        student = Student(self.compressor, recipe.loss_settings)
-        if not student.trained():
-            raise InputError(f"{self.compressor.name} has nothing to train with these options (rank 0?)")
-        self.student, self.optimizer = accelerator.prepare(student, make_optimizer(recipe, self.compressor))
-        self.frozen = frozen_hashes(accelerator.unwrap_model(self.student))
         self.batches = Batches(
             self.mixture,
             recipe.batch_size,
@@ -146,16 +141,20 @@ class Training:
             pad=self.tokenizer.pad_token_id or 0,
             window_tokens=recipe.window_tokens,
         )
+        found = checkpoint.newest(self.folder / CHECKPOINTS)
+        if recipe.warm_start and not found:  # while the weights are whole: prepare() may shard them
+            self._warm_start()
+        student = Student(self.compressor, recipe.loss_settings)
+        if not student.trained():
+            raise InputError(f"{self.compressor.name} has nothing to train with these options (rank 0?)")
+        self.student, self.optimizer = accelerator.prepare(student, make_optimizer(recipe, self.compressor))
+        self.frozen = frozen_hashes(accelerator.unwrap_model(self.student))
         self.step, self.seconds = 0, 0.0
         self.last: dict[str, float] = {}
-        if found := checkpoint.newest(self.folder / CHECKPOINTS):
+        if found:
             path, state = found
             checkpoint.restore(path, accelerator, self.student, self.optimizer)
             self.step, self.seconds, self.last = state["step"], state["seconds"], state["losses"]
-        elif recipe.warm_start:
-            first = stepwise(recipe.context_tokens, 0.0, "context_tokens")
-            given = [self.batches.batch(step, first).context for step in range(recipe.warm_start)]
-            self.compressor.warm_start([context.to(accelerator.device) for context in given])
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
@@ -163,6 +162,12 @@ class Training:
             keep_lines(self.folder / LOG, self.step)
         if recipe.trackers:
             accelerator.init_trackers(recipe.name)
+
+    def _warm_start(self) -> None:
+        """First weights from the contexts of the first batches; the same in every process."""
+        first = stepwise(self.recipe.context_tokens, 0.0, "context_tokens")
+        given = [self.batches.batch(step, first).context for step in range(self.recipe.warm_start)]
+        self.compressor.warm_start([context.to(self.accelerator.device) for context in given])
 
     def run(self) -> Trained:
         """All steps that are missing, then the adapter."""

@@ -45,7 +45,8 @@ def server(state: Path, options: list[str]) -> Iterator[str]:
                 yield found[-1]
                 return
             time.sleep(0.2)
-        raise SystemExit(f"the server did not start: see {log.name}")
+        log.seek(0)
+        raise SystemExit(f"the server did not start:\n{log.read()}")
     finally:
         process.terminate()
         process.wait()
