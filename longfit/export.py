@@ -1,6 +1,7 @@
 """Memories for other engines: a PEFT CARTRIDGE adapter, and prompt embeddings as vLLM takes them."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from longfit.cache import BoundedLayer
+from longfit.compressors.soft.base import READER
 from longfit.errors import InputError, UnknownNameError, UnsupportedFeatureError
 from longfit.families import text_config
 from longfit.memory import Memory
@@ -16,8 +18,10 @@ from longfit.memory import Memory
 EMBEDDINGS = "prompt_embeds.safetensors"
 CLIENT = '''"""Ask a vLLM server about the document that prompt_embeds.safetensors stands for.
 
-Start it with prompt embeddings allowed:  vllm serve MODEL --enable-prompt-embeds
-Then:  python client.py MODEL "What does the document say?"
+Start it:  @SERVE@
+Then:      python client.py MODEL "What does the document say?"
+
+MODEL is a folder or a name of the hub, the same in both. The answer is decoded greedily.
 """
 
 import base64
@@ -41,7 +45,12 @@ def main(model: str, question: str, server: str = "http://127.0.0.1:8000") -> No
         prompt = torch.cat([document, embed(ids)[0].to(document.dtype)])
     buffer = io.BytesIO()
     torch.save(prompt, buffer)
-    body = {"model": model, "prompt_embeds": base64.b64encode(buffer.getvalue()).decode(), "max_tokens": 64}
+    body = {
+        "model": @SERVED@,
+        "prompt_embeds": base64.b64encode(buffer.getvalue()).decode(),
+        "max_tokens": 64,
+        "temperature": 0,
+    }
     request = urllib.request.Request(
         server + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
@@ -57,10 +66,10 @@ def prompt_embeds(memory: Memory, model: Any) -> Tensor:
     """The input embeddings [S, E] that stand for the context: its soft slots, and the tokens that stayed raw.
 
     Handed to the base model as `inputs_embeds`, with the question's embeddings after them, they give what
-    `model.generate(question, memory=memory)` gives.
+    `model.generate(question, memory=memory)` gives; where the method reads with an adapter, to the model with it.
 
     Raises:
-        UnsupportedFeatureError: the memory is not made of soft slots, or is read with an adapter of its own.
+        UnsupportedFeatureError: the memory is not made of soft slots.
         InputError: it has several rows.
     """
     cache, encoder = memory.cache, model.longfit.encoder
@@ -71,26 +80,38 @@ def prompt_embeds(memory: Memory, model: Any) -> Tensor:
         )
     if cache.rows != 1:
         raise InputError(f"the memory has {cache.rows} rows; export one document at a time")
-    if "reader" in encoder.lora.names:
-        raise UnsupportedFeatureError(
-            f"{encoder.name} was trained with a LoRA on the reader, so the base model cannot read its slots; merge "
-            "that adapter into the served model, or train with rank 0 for the reader"
-        )
     raw = model.get_input_embeddings()(cache.raw_ids)
     return torch.cat([cache.encoded.soft.to(raw.dtype), raw], 1)[0].detach()
 
 
 def export_prompt_embeds(memory: Memory, model: Any, folder: Path) -> list[Path]:
-    """Write the prompt embeddings and a client for a vLLM server; returns the files.
+    """Write the prompt embeddings, the reader's adapter where the method has one (`reader`, in PEFT's format, for
+    `--enable-lora`), and a client for a vLLM server; returns the files.
 
     Raises:
         UnsupportedFeatureError, InputError: see `prompt_embeds`.
     """
     given = prompt_embeds(memory, model)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({"prompt_embeds": given.contiguous().cpu()}, str(folder / EMBEDDINGS))
-    (folder / "client.py").write_text(CLIENT, encoding="utf-8")
-    return [folder / EMBEDDINGS, folder / "client.py"]
+    files = [folder / EMBEDDINGS, folder / "client.py"]
+    save_file({"prompt_embeds": given.contiguous().cpu()}, str(files[0]))
+    serve, served = "vllm serve MODEL --enable-prompt-embeds", "model"
+    if reader := _export_reader(model, folder):
+        files += reader
+        rank = model.longfit.encoder.rank
+        serve += f" --enable-lora --max-lora-rank {max(8, rank)} --lora-modules {READER}={READER}"
+        served = f'"{READER}"'
+    files[1].write_text(CLIENT.replace("@SERVE@", serve).replace("@SERVED@", served), encoding="utf-8")
+    return files
+
+
+def _export_reader(model: Any, folder: Path) -> list[Path]:
+    """Write the adapter that the compressor reads with to `folder / "reader"`; nothing where the base model reads."""
+    encoder = model.longfit.encoder
+    if encoder is None or encoder.reads_with is None:
+        return []
+    encoder.lora.save_one(encoder.reads_with, folder / READER)
+    return sorted((folder / READER).iterdir())
 
 
 def cartridge_prefix(memory: Memory, model: Any) -> list[tuple[Tensor, Tensor]]:
@@ -134,6 +155,9 @@ def cartridge_prefix(memory: Memory, model: Any) -> list[tuple[Tensor, Tensor]]:
 def export_cartridge(memory: Memory, model: Any, folder: Path, base: str | None = None) -> list[Path]:
     """Write the memory as a PEFT CARTRIDGE adapter: `PeftModel.from_pretrained(model, folder)` goes on from it.
 
+    The adapter of a method that reads with one is written to `reader` as well, with a warning: it has to be merged into
+    the model first, `PeftModel.from_pretrained(model, folder / "reader").merge_and_unload()`.
+
     Args:
         base: what the adapter names as its base model; the model's own name if left out.
 
@@ -163,7 +187,14 @@ def export_cartridge(memory: Memory, model: Any, folder: Path, base: str | None 
     save_file({"prompt_embeddings": flat.contiguous().cpu()}, str(folder / "adapter_model.safetensors"))
     facts = {"tokens_in": memory.tokens_in, "virtual_tokens": M, "fingerprint": memory.fingerprint}
     (folder / "longfit.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    return [folder / name for name in ("adapter_config.json", "adapter_model.safetensors", "longfit.json")]
+    files = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors", "longfit.json")]
+    if reader := _export_reader(model, folder):
+        warnings.warn(
+            f"{model.longfit.encoder.name} reads with a LoRA adapter; merge it into the model before the cartridge is "
+            f'loaded: PeftModel.from_pretrained(model, "{folder / READER}").merge_and_unload()'
+        )
+        files += reader
+    return files
 
 
 EXPORTERS = {"cartridge": export_cartridge, "vllm-prompt-embeds": export_prompt_embeds}

@@ -22,6 +22,7 @@ def compress_context(
     padding: list[int],
     *,
     free: bool,
+    answers: bool,
     tell: Callable[[int, int], None],
     read_slots: ReadSlots,
 ) -> Tensor:
@@ -30,6 +31,7 @@ def compress_context(
     Args:
         tokens: [B, T], left-padded by `padding` columns; the last `cache.question_tokens` are not context.
         free: there is no budget, and the encoder compresses at its own ratio.
+        answers: an answer follows, so that at least one token stays raw to predict it from.
         tell: is told how many tokens are read, and of how many.
         read_slots: reads embeddings [B, M, E], left-padded, into the cache as tokens (soft slots).
 
@@ -42,7 +44,8 @@ def compress_context(
     """
     T, asks = tokens.shape[1], cache.question_tokens
     limit = None if free else cache.ledger.kept_limit(T - min(padding))
-    made = _share(encoder, T, asks, padding, limit, trims=not isinstance(cache.method, KeepAll))
+    raw = max(asks + encoder.window_tokens, int(answers))
+    made = _share(encoder, T, raw, padding, limit, trims=not isinstance(cache.method, KeepAll))
     if made is None:
         return tokens
     if tokens.is_floating_point():
@@ -67,9 +70,9 @@ class _Share:
 
 
 def _share(
-    encoder: LearnedCompressor, tokens: int, raw: int, padding: list[int], limit: int | None, trims: bool
+    encoder: LearnedCompressor, tokens: int, rest: int, padding: list[int], limit: int | None, trims: bool
 ) -> _Share | None:
-    """How to divide `tokens` columns of which the last `raw` are not context; None where nothing is to be compressed.
+    """How to divide `tokens` columns of which the last `rest` stay raw; None where nothing is to be compressed.
 
     Without a limit, a learned compressor compresses every context at its ratio. With one, an input that fits stays raw,
     and else the lowest of its ratios that fits is taken.
@@ -83,7 +86,6 @@ def _share(
         BudgetError: no ratio that the compressor can use fits the budget.
         UnsupportedFeatureError: rows of the batch too short to be compressed beside others that are not.
     """
-    rest = raw + encoder.window_tokens
     context = tokens - rest
     least_context = encoder.sink_tokens + 1
     short = [p for p in padding if context - p <= least_context]

@@ -115,6 +115,9 @@ class Stream:
         if aside and not cache.method.query_aware:  # the encoder has looked at it
             tokens, aside = tokens[:, :-aside], 0
         T = tokens.shape[1]
+        if T == 0 and not asks:  # all of it became slots
+            cache.question_tokens = 0
+            return
         total = cache.seen + T - aside
         question = cache.question_tokens if phase == "prefill" and cache.method.query_aware else 0
         cache.question_tokens = 0
@@ -180,7 +183,14 @@ class Stream:
         if self.encoder is not None:
             before = padding or [0] * tokens.shape[0]
             tokens = compress_context(
-                self.encoder, cache, tokens, before, free=self.free, tell=self._tell, read_slots=self._read_slots
+                self.encoder,
+                cache,
+                tokens,
+                before,
+                free=self.free,
+                answers=answers,
+                tell=self._tell,
+                read_slots=self._read_slots,
             )
         return tokens, padding
 
@@ -191,7 +201,8 @@ class Stream:
         padding = [0] * encoded.rows
         place_encoded(self.encoder, self.cache, [(rows, encoded)], padding, encoded.tokens_in, self._read_slots)
         self.cache.raw_ids = ids
-        self.fill({"input_ids": ids})
+        if ids.shape[1]:
+            self.fill({"input_ids": ids})
 
     def _read_slots(self, slots: Tensor, padding: list[int]) -> None:
         """Read embeddings [B, M, E], left-padded, into the empty cache as tokens."""

@@ -9,6 +9,7 @@ import longfit
 from longfit.errors import InputError, UnsupportedFeatureError
 from longfit.export import EMBEDDINGS, export_cartridge, export_prompt_embeds
 from tests.methods import METHODS
+from tests.soft_models import move
 from tests.test_learned_wrapper import CASES, learned, prompt
 from tests.tiny import tiny_model
 
@@ -37,22 +38,45 @@ def test_peft_goes_on_from_a_cartridge_as_longfit_does(name, family, tmp_path):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_soft_slots_are_input_embeddings_of_the_base_model(name, tmp_path):
+def test_soft_slots_are_input_embeddings_of_the_base_model_or_of_it_with_the_readers_adapter(name, tmp_path):
     model = longfit.wrap(tiny_model("llama"), learned(name))
-    memory, question = model.compress(prompt(1, 60)), prompt(1, 6, 3)
     encoder = model.longfit.encoder
-    if encoder.memory != "soft" or "reader" in encoder.lora.names:
-        with pytest.raises(UnsupportedFeatureError):
-            export_prompt_embeds(memory, model, tmp_path / "e")
+    move(encoder)
+    memory, question, folder = model.compress(prompt(1, 60)), prompt(1, 6, 3), tmp_path / "e"
+    if encoder.memory != "soft":
+        with pytest.raises(UnsupportedFeatureError, match="only soft slots"):
+            export_prompt_embeds(memory, model, folder)
         return
-    expected = model.generate(question, memory=memory, **HOW)[:, 6:]
-    export_prompt_embeds(memory, model, tmp_path / "e")
+    expected, adapted = model.generate(question, memory=memory, **HOW)[:, 6:], encoder.reads_with is not None
+    files = export_prompt_embeds(memory, model, folder)
+    assert all(file.is_file() for file in files)
+    client = (folder / "client.py").read_text()
+    compile(client, "client.py", "exec")
     base = longfit.unwrap(model)
-    given = load_file(tmp_path / "e" / EMBEDDINGS)["prompt_embeds"][None]
-    embeds = torch.cat([given, base.get_input_embeddings()(question)], 1)
+    embeds = base.get_input_embeddings()(question)
+    given = load_file(folder / EMBEDDINGS)["prompt_embeds"][None]
+    assert ("--enable-lora" in client, '"model": "reader"' in client) == (adapted, adapted)
+    if adapted:
+        base = PeftModel.from_pretrained(base, str(folder / "reader"))
+    embeds = torch.cat([given, embeds], 1)
     out = base.generate(inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2]), **HOW)
     assert torch.equal(out, expected)
-    compile((tmp_path / "e" / "client.py").read_text(), "client.py", "exec")
+
+
+@pytest.mark.parametrize("name", ["gist", "nugget", "autocompressor", "mean_pool"])
+def test_a_cartridge_that_is_read_with_an_adapter_brings_it_along(name, tmp_path):
+    model = longfit.wrap(tiny_model("llama"), learned(name))
+    move(model.longfit.encoder)
+    memory, question, folder = model.compress(prompt(1, 60)), prompt(1, 6, 3), tmp_path / "c"
+    how = {**HOW, "max_new_tokens": 1, "output_scores": True, "return_dict_in_generate": True}
+    expected = model.generate(question, memory=memory, **how).scores[0]
+    with pytest.warns(UserWarning, match="merge it into the model"):
+        export_cartridge(memory, model, folder)
+    base = longfit.unwrap(model)
+    merged = PeftModel.from_pretrained(base, str(folder / "reader")).merge_and_unload()
+    with torch.no_grad():
+        logits = PeftModel.from_pretrained(merged, str(folder))(question, use_cache=True).logits[:, -1]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path):

@@ -156,3 +156,19 @@ class TestRefusals:
             get("strided_kv", ratio=0)
         with pytest.raises(InputError, match="geometry"):
             longfit.wrap(tiny_model("llama"), learned("strided_kv", ratio=4), geometry="packed")
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if get(METHODS[name][0]).memory == "soft"])
+def test_without_a_window_every_token_becomes_slots_and_one_stays_to_be_answered_from(name, tmp_path):
+    model = longfit.wrap(tiny_model("llama"), learned(name, window_tokens=0))
+    ids = prompt()
+    how = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    memory = model.compress(ids[:, :38])
+    assert model.fit_report.kept_tokens == model.longfit.encoder.slots_for(38)
+    first = model.generate(ids[:, 38:], memory=memory, **how)[:, 7:]
+    assert torch.equal(first, model.generate(ids, question_tokens=7, **how)[:, 45:])
+    memory.save(tmp_path / "m")
+    loaded = longfit.Memory.load(tmp_path / "m", model)
+    assert torch.equal(first, model.generate(ids[:, 38:], memory=loaded, **how)[:, 7:])
+    model.generate(ids, **how)
+    assert model.fit_report.kept_tokens == model.longfit.encoder.slots_for(44) + 1 + 3

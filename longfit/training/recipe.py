@@ -197,6 +197,9 @@ class Recipe:
         options = {"adapter": "untrained", **(options or {})}
         if self.ratios and "ratio" not in options:
             options["ratio"] = self.final_ratios[0]
+        lowest = min((ratio for _, ratios in choices(self.ratios, "ratios") for ratio in ratios), default=None)
+        if lowest is not None and lowest < options.get("ratio", lowest) and hasattr(available()[name], "lowest_ratio"):
+            options.setdefault("lowest_ratio", lowest)
         try:
             return available()[name](**options)
         except TypeError as error:

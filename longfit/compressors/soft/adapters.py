@@ -1,5 +1,6 @@
 """LoRA adapters on the base model, through PEFT: which one acts is said for a stretch of code, never left on."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from longfit.errors import FingerprintError, UnsupportedModelError
@@ -132,6 +133,21 @@ class Adapters:
         if self.peft is not None:
             self.peft.save_pretrained(str(folder), selected_adapters=self.names)
 
+    def save_one(self, name: str, folder: Path, base: str | None = None) -> None:
+        """One adapter alone, in PEFT's format, in the folder itself.
+
+        Args:
+            base: what it names as its base model; left as it is where None.
+        """
+        assert self.peft is not None
+        config = copy.copy(self.peft.peft_config[name])
+        config.inference_mode = True
+        config.base_model_name_or_path = base or config.base_model_name_or_path
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(str(folder))
+        state = get_peft_model_state_dict(self.peft, adapter_name=name)
+        save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, str(folder / WEIGHTS))
+
     def load(self, folder: Path) -> None:
         """The weights that `save` wrote.
 
@@ -189,6 +205,10 @@ class SplitAdapters:
         """One folder per adapter, in PEFT's format."""
         for part in self.parts:
             part.save(folder)
+
+    def save_one(self, name: str, folder: Path, base: str | None = None) -> None:
+        """One adapter alone, in PEFT's format, in the folder itself; `base` as in `Adapters`."""
+        next(part for part in self.parts if name in part.names).save_one(name, folder, base)
 
     def load(self, folder: Path) -> None:
         """The weights that `save` wrote.

@@ -8,17 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from longfit.compressors.soft.backbone import Backbone
-from longfit.compressors.soft.base import ENCODER, LearnedCompressor
+from longfit.compressors.soft.base import ENCODER
+from longfit.compressors.soft.embeddings import token_nearness
 from longfit.compressors.soft.encoded import Encoded
-from longfit.compressors.soft.layout import random_spans, segment_spans
+from longfit.compressors.soft.layout import random_spans, segment_spans, stride_sizes
 from longfit.compressors.soft.modules import RmsMatch, SlotEmbedding, rms
 from longfit.compressors.soft.places import appended
+from longfit.compressors.soft.slot_table import SlotTableCompressor
 from longfit.compressors.soft.store import soft_stored
 from longfit.errors import InputError
 
 
 @dataclass
-class AutoCompressor(LearnedCompressor):
+class AutoCompressor(SlotTableCompressor):
     """`[memory ; segment ; summary slots]`, causal, at positions 0, 1, 2, ...; the last hidden states (after the final
     norm) at the slots join the memory, which the next segment and the reader see as input embeddings.
 
@@ -26,6 +28,13 @@ class AutoCompressor(LearnedCompressor):
         accumulate: the memory grows by each segment's summary; False replaces it (the recurrent memory transformer).
         detach_every: segments after which the memory is cut from its graph (truncated back-propagation; the paper: 2);
             0 for never.
+
+        slot_positions: rotary positions of the slots: "after" the segment, one after the other (the paper), or
+            "spread" over it, slot i at the last of its ratio tokens; what it has to take up is then close by (as in
+            Zhao et al. 2024, "Position IDs Matter").
+
+    A loss of its own, "slot_ae": the tokens r i to r (i + 1) - 1 of its segment have to be the nearest embeddings to
+    slot i, see `token_nearness`. It gives every slot something to say before anything reads it; ours.
 
     In training (`rng` set) segments get random boundaries, the paper's: with `segment_tokens` 2,048, a text of 6,144
     becomes 4 segments of 1,024 to 2,048 tokens.
@@ -50,9 +59,12 @@ class AutoCompressor(LearnedCompressor):
 
     accumulate: bool = True
     detach_every: int = 2
+    slot_positions: str = "after"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.slot_positions not in ("after", "spread"):
+            raise InputError(f'{self.name}: slot_positions has to be "after" or "spread", got {self.slot_positions!r}')
         if self.detach_every < 0:
             raise InputError(f"{self.name}: detach_every has to be at least 0, got {self.detach_every}")
 
@@ -89,13 +101,31 @@ class AutoCompressor(LearnedCompressor):
         slots = self.slot_rows(places.slots.shape[0], tokens)
         before = tokens[:, :0] if past is None or past.soft is None else past.soft.to(tokens.dtype)
         embeds = torch.cat([before, tokens, slots], 1)
+        positions = torch.arange(embeds.shape[1])
+        if self.slot_positions == "spread" and len(places.slots):
+            ends = stride_sizes(ids.shape[1] - sinks, ratio).cumsum(0) + sinks - 1
+            positions[-len(ends) :] = before.shape[1] + ends
         with self.encoding():
-            given = self.backbone.run(embeds, torch.arange(embeds.shape[1], device=ids.device))
+            given = self.backbone.run(embeds, positions.to(ids.device))
         summary = self.modules["gain"](given.hidden[:, embeds.shape[1] - slots.shape[1] :]).to(tokens.dtype)
         sources, new = places.sources, torch.cat([tokens[:, :sinks], summary], 1)
         if past is not None and not self.accumulate:
             return self._replaced(past, summary, seen + ids.shape[1])
         return soft_stored(new, sources, past, seen + ids.shape[1])
+
+    def auxiliary(self, encoded: Encoded, ids: Tensor, ratio: int) -> dict[str, Tensor]:
+        assert encoded.soft is not None
+        table, losses = self.backbone.model.get_input_embeddings().weight, []
+        # Slots of one segment share their source; sinks have a token each.
+        sinks = min(self.sink_tokens, ids.shape[1])
+        spans, counts = encoded.sources[sinks:].unique_consecutive(dim=0, return_counts=True)
+        slots = encoded.soft[:, sinks:].split(counts.tolist(), 1)
+        for (start, stop), given in zip(spans.tolist(), slots, strict=True):
+            sizes = stride_sizes(stop - start, ratio)
+            if len(sizes) != given.shape[1]:
+                raise InputError(f"{self.name}: slot_ae needs accumulate=True; a replaced memory has no tokens a slot")
+            losses.append(token_nearness(given, ids[:, start:stop], sizes, table))
+        return {"slot_ae": torch.stack(losses).mean()} if losses else {}
 
     def _replaced(self, past: Encoded, summary: Tensor, seen: int) -> Encoded:
         """The sinks and the newest summary, which stands for all of the context."""

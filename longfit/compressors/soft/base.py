@@ -22,7 +22,6 @@ from longfit.compressors.soft.adapters import Adapters
 from longfit.compressors.soft.backbone import Backbone
 from longfit.compressors.soft.encoded import Encoded
 from longfit.compressors.soft.layout import segment_spans
-from longfit.compressors.soft.modules import SlotEmbedding
 from longfit.errors import InputError
 
 _REGISTRY: dict[str, type["LearnedCompressor"]] = {}
@@ -158,7 +157,7 @@ class LearnedCompressor:
     @contextmanager
     def reading(self, encoded: Encoded | None) -> Iterator[None]:
         """Inside, the model reads: its adapter acts, and what the method injects into it is there."""
-        with self.lora.using(ENCODER if self.shared_adapter else READER):
+        with self.lora.using(self.reads_with):
             yield
 
     @contextmanager
@@ -255,6 +254,12 @@ class LearnedCompressor:
         return cast(nn.ModuleDict, self.modules["cues"])[name](like.shape[0], like.dtype)
 
     @property
+    def reads_with(self) -> str | None:
+        """Name of the adapter that acts while reading; None where the untouched model reads."""
+        name = ENCODER if self.shared_adapter else READER
+        return name if name in self.lora.names else None
+
+    @property
     def packs(self) -> bool:
         """The reader's positions are packed."""
         return self.packed or self.memory != "kv"
@@ -270,24 +275,6 @@ class LearnedCompressor:
         spans = segment_spans(tokens, self.segment_tokens)
         sinks = min(self.sink_tokens, spans[0][1]) if spans else 0
         return sinks + sum(-(-(stop - start - (sinks if start == 0 else 0)) // ratio) for start, stop in spans)
-
-    def most_slots(self) -> int:
-        """Slots of the longest segment: rows that a table of slot embeddings needs (`ratio` is the smallest in use)."""
-        return -(-self.segment_tokens // self.ratio)
-
-    def slot_rows(self, slots: int, like: Tensor) -> Tensor:
-        """The first `slots` learned slot embeddings [B, N, E] (the module "slots").
-
-        Raises:
-            InputError: there are fewer.
-        """
-        table = cast(SlotEmbedding, self.modules["slots"])
-        if slots > table.weight.shape[0]:
-            raise InputError(
-                f"{self.name}: {slots} slots are needed and {table.weight.shape[0]} were made, for segments of "
-                f"{self.segment_tokens} tokens at a ratio of {self.ratio}; make it with the smallest ratio in use"
-            )
-        return table(like.shape[0], like.dtype, torch.arange(slots, device=like.device))
 
     def ratios(self) -> tuple[int, ...]:
         """Ratios that may be used, ascending: those the weights were trained for, or from its own up without any."""

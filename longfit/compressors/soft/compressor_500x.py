@@ -6,14 +6,15 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from longfit.compressors.soft.backbone import Backbone
-from longfit.compressors.soft.base import ENCODER, LearnedCompressor
+from longfit.compressors.soft.base import ENCODER
 from longfit.compressors.soft.encoded import Encoded
 from longfit.compressors.soft.icae import encode_alone, slots_and_cues
+from longfit.compressors.soft.slot_table import SlotTableCompressor
 from longfit.compressors.soft.store import stored
 
 
 @dataclass
-class Compressor500x(LearnedCompressor):
+class Compressor500x(SlotTableCompressor):
     """`[segment ; slots]` through the model with the encoder's LoRA, each segment on its own; the slots' keys and
     values of every layer are the memory of the untouched model, which reads on after them.
 

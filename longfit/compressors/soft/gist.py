@@ -7,17 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from longfit.compressors.soft.backbone import Backbone
-from longfit.compressors.soft.base import ENCODER, LearnedCompressor
+from longfit.compressors.soft.base import ENCODER
 from longfit.compressors.soft.encoded import Encoded
 from longfit.compressors.soft.modules import SlotEmbedding
 from longfit.compressors.soft.places import Places, after_groups, appended
+from longfit.compressors.soft.slot_table import SlotTableCompressor
 from longfit.compressors.soft.store import stored
 from longfit.compressors.soft.weak_decoder import WeakDecoder, slot_entries
 from longfit.errors import InputError
 
 
 @dataclass
-class Gist(LearnedCompressor):
+class Gist(SlotTableCompressor):
     """Gist slots run through the model with the text; of a finished segment only their keys and values stay.
 
     Inside a segment everything is causal: tokens see the raw text and the gists before them. What follows sees the

@@ -7,15 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from longfit.compressors.soft.backbone import Backbone, Pass
-from longfit.compressors.soft.base import ENCODER, LearnedCompressor
+from longfit.compressors.soft.base import ENCODER
 from longfit.compressors.soft.encoded import Encoded
 from longfit.compressors.soft.modules import RmsMatch, SlotEmbedding, rms
 from longfit.compressors.soft.places import Places, appended
+from longfit.compressors.soft.slot_table import SlotTableCompressor
 from longfit.compressors.soft.store import soft_stored
 
 
 @dataclass
-class ICAE(LearnedCompressor):
+class ICAE(SlotTableCompressor):
     """`[segment ; memory slots]` through the model with the encoder's LoRA, each segment on its own; the last hidden
     states at the slots are the memory. The reader is the base model with no adapter. A cue says what it is to do:
     "ae" to spell the context again, "continuation" to go on after it.
@@ -59,7 +60,7 @@ def slots_and_cues(slots: int, like: Tensor) -> nn.ModuleDict:
 
 
 def encode_alone(
-    method: LearnedCompressor, ids: Tensor, past: Encoded | None, ratio: int
+    method: SlotTableCompressor, ids: Tensor, past: Encoded | None, ratio: int
 ) -> tuple[Places, Pass, Tensor]:
     """One segment [B, n] with slots after it, in sight of nothing before: where they stand, the pass at positions 0,
     1, ..., and the embeddings [B, n, E] of the segment."""
