@@ -35,6 +35,7 @@ SMALL: dict[str, dict] = {
 FORMS: dict[str, tuple[str, dict]] = {
     "gist coarse": ("gist", {"form": "coarse"}),
     "autocompressor replacing": ("autocompressor", {"accumulate": False}),
+    "autocompressor spread": ("autocompressor", {"slot_positions": "spread", "lowest_ratio": 1}),
     "sentinel_tokens keep_raw": ("sentinel_tokens", {"keep_raw": True}),
 }
 METHODS: dict[str, tuple[str, dict]] = {

@@ -5,7 +5,10 @@ import random
 import pytest
 import torch
 
+from longfit.compressors.soft import available
+from longfit.compressors.soft.embeddings import token_nearness
 from longfit.compressors.soft.modules import rms
+from longfit.errors import InputError
 from tests.soft_models import FAMILIES, bound, shared, words
 
 
@@ -70,6 +73,65 @@ class TestAutoCompressor:
         assert (one.slots, two.slots) == (4, 4)
         assert two.sources[1:].tolist() == [[1, 18]] * 3
         assert torch.equal(one.soft[:, :1], two.soft[:, :1])
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("placed", ["after", "spread"])
+    def test_slots_stand_after_the_segment_or_at_the_last_token_of_their_group(self, placed):
+        compressor = bound("autocompressor", "llama", trained=True, slot_positions=placed)
+        ran, run = [], compressor.backbone.run
+
+        def watched(embeds, positions):
+            ran.append(positions.tolist())
+            return run(embeds, positions)
+
+        compressor.backbone.run = watched
+        encoded = compressor.compress(words(1, 15))  # 9 and 6 tokens, the first of them a sink; 3 and 2 slots
+        first, second = list(range(9)), list(range(4, 10))
+        assert encoded.slots == 1 + 3 + 2
+        if placed == "after":
+            assert ran == [[*first, 9, 10, 11], [0, 1, 2, 3, *second, 10, 11]]
+        else:
+            assert ran == [[*first, 3, 6, 8], [0, 1, 2, 3, *second, 6, 9]]
+
+    def test_slots_are_taught_to_stand_near_the_tokens_of_their_group(self):
+        compressor, ids = bound("autocompressor", "llama", trained=True), words(1, 15)
+        encoded = compressor.compress(ids)
+        loss = compressor.auxiliary(encoded, ids, 3)["slot_ae"]
+        loss.backward()
+        assert compressor.modules["slots"].weight.grad.abs().sum() > 0
+        # Slow reference: every token of segments 1..8 and 9..14, in groups of three, against the whole table.
+        table, slots = compressor.backbone.model.get_input_embeddings().weight.detach(), encoded.soft[0].detach()
+        places = [(at, 1 + (at - 1) // 3) for at in range(1, 9)] + [(at, 4 + (at - 9) // 3) for at in range(9, 15)]
+        expected = []
+        for segment in (places[:8], places[8:]):
+            each = []
+            for at, slot in segment:
+                near = torch.tensor([20 * torch.cosine_similarity(slots[slot], row, dim=0) for row in table])
+                each.append(-near.log_softmax(0)[ids[0, at]])
+            expected.append(torch.stack(each).mean())
+        torch.testing.assert_close(loss.detach(), torch.stack(expected).mean(), rtol=1e-4, atol=1e-4)
+
+    @torch.no_grad()
+    def test_slots_at_their_tokens_embeddings_have_nothing_left_to_learn(self):
+        table = torch.eye(50)
+        ids = words(2, 6) % 50
+        exact = token_nearness(table[ids], ids, torch.ones(6, dtype=torch.long), table)
+        wrong = token_nearness(table[(ids + 1) % 50], ids, torch.ones(6, dtype=torch.long), table)
+        assert exact < 1e-5 and wrong > 19
+
+    def test_a_replaced_memory_has_no_slots_of_tokens(self):
+        compressor, ids = bound("autocompressor replacing", "llama", trained=True), words(1, 18)
+        with pytest.raises(InputError, match="accumulate=True"):
+            compressor.auxiliary(compressor.compress(ids), ids, 3)
+
+    def test_what_cannot_be(self):
+        with pytest.raises(InputError, match="slot_positions"):
+            available()["autocompressor"](slot_positions="before")
+        with pytest.raises(InputError, match="lowest_ratio"):
+            available()["autocompressor"](ratio=4, lowest_ratio=8)
+        with pytest.raises(InputError, match="lowest ratio in use"):
+            bound("autocompressor", "llama").compress(words(1, 9), ratio=1)
+        assert bound("autocompressor spread", "llama").compress(words(1, 9), ratio=1).slots == 9
 
 
 class TestICAE:

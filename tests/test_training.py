@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import longfit
 from longfit.errors import DataError, InputError, OverlapError, TrainingError
 from longfit.training import run
 from longfit.training.student import Student
@@ -253,6 +254,17 @@ def test_ratios_follow_their_schedule_and_the_adapter_is_for_the_last(tmp_path):
     assert set(drawn[:3]) <= {1, 2} and drawn[3:] == [4, 4, 4]
     facts = json.loads((tmp_path / "adapter" / "longfit_adapter.json").read_text())
     assert facts["trained_ratios"] == [4]
+
+
+@pytest.mark.parametrize("name", ["autocompressor", "icae", "gist"])
+def test_a_table_of_slots_has_rows_for_the_lowest_ratio_of_the_schedule(tmp_path, name):
+    options = {"rank": 2, "segment_tokens": 32} | ({"form": "coarse"} if name == "gist" else {})
+    losses = {"kl": 1.0} | ({"slot_ae": 0.5} if name == "autocompressor" else {})
+    train(tmp_path, recipe(compressor={name: options}, steps=4, ratios=[[0, [1]], [0.5, [4]]], losses=losses))
+    assert load_file(tmp_path / "adapter" / "modules.safetensors")["slots.weight"].shape[0] == 32
+    model = longfit.wrap(loaded()[0], name, adapter=str(tmp_path / "adapter"))
+    assert (model.longfit.encoder.ratio, model.longfit.encoder.lowest_ratio) == (4, 1)
+    model.compress(torch.randint(5, 90, (1, 80)))
 
 
 def test_fsdp_with_layers_as_units_is_refused():
