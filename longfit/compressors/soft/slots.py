@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from longfit.compressors.soft.base import LearnedCompressor
+from longfit.compressors.soft.embeddings import token_nearness
 from longfit.compressors.soft.encoded import Encoded, spans_of
 
 
@@ -15,6 +16,9 @@ class SlotCompressor(LearnedCompressor):
 
     Sinks enter as the embeddings they are; everything else of a segment goes through `slots`. Segments are compressed
     alone and stand one after the other, at rotary positions 0 to M - 1.
+
+    A loss of its own, "slot_ae": the tokens that a slot stands for have to be the nearest embeddings to it, see
+    `token_nearness`; ours.
     """
 
     memory = "soft"
@@ -27,6 +31,13 @@ class SlotCompressor(LearnedCompressor):
         sinks = self.cut_sinks(ids, past)
         made = self.slots(ids[:, sinks:], ratio) if ids.shape[1] > sinks else None
         return self.joined(ids, past, made)
+
+    def auxiliary(self, encoded: Encoded, ids: Tensor, ratio: int) -> dict[str, Tensor]:
+        sinks = min(self.sink_tokens, ids.shape[1])
+        if encoded.soft is None or encoded.slots == sinks:
+            return {}
+        spans, table = encoded.sources[sinks:], self.backbone.model.get_input_embeddings().weight
+        return {"slot_ae": token_nearness(encoded.soft[:, sinks:], ids[:, sinks:], spans[:, 1] - spans[:, 0], table)}
 
     def joined(self, ids: Tensor, past: Encoded | None, made: tuple[Tensor, Tensor] | None) -> Encoded:
         """The context so far with the segment ids [B, n], of which all but the sinks became `made` (see `slots`)."""
