@@ -279,6 +279,8 @@ def test_fsdp_with_layers_as_units_is_refused():
         return SimpleNamespace(distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin))
 
     check_sharding(sharded(2, None))
+    with pytest.raises(InputError, match="name it in the recipe"):
+        check_sharding(sharded(2, None), given=True)
     for version, policy in ((1, None), (2, "layers")):
         with pytest.raises(InputError, match="NO_WRAP"):
             check_sharding(sharded(version, policy))

@@ -110,7 +110,7 @@ class Training:
             project_dir=str(folder),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
-        check_sharding(self.accelerator)
+        check_sharding(self.accelerator, given=loaded is not None)
         refuse_another_recipe(folder, recipe)
         device = self.accelerator.device
         given: tuple[Any, Any] = loaded or load(recipe.model, dtype=recipe.dtype, device=device, progress=not quiet)

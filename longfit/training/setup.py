@@ -27,12 +27,15 @@ def refuse_another_recipe(folder: Path, recipe: Recipe) -> None:
         raise InputError(f"{folder} holds a run of another recipe ({', '.join(different)} differ); give another folder")
 
 
-def check_sharding(accelerator: Accelerator) -> None:
+def check_sharding(accelerator: Accelerator, given: bool = False) -> None:
     """Refuse FSDP as the student cannot run under it.
 
     A layer runs several times in one forward (encoder, reader, teacher), and what the encoder hands on are keys and
     values, not its output: a layer that FSDP shards by itself is already sharded again when its second gradient comes.
-    The student as one unit has one forward and one backward.
+    The student as one unit has one forward and one backward. At the end the model is loaded once more, whole.
+
+    Args:
+        given: the model was given, so that nobody knows where to load it from.
 
     Raises:
         InputError: what to set.
@@ -45,6 +48,8 @@ def check_sharding(accelerator: Accelerator) -> None:
             "FSDP has to keep compressor and reader in one unit, with weights of several dtypes: set fsdp_version: 2 "
             "and fsdp_auto_wrap_policy: NO_WRAP in accelerate's config"
         )
+    if given:
+        raise InputError("FSDP loads the model again to save what was trained: name it in the recipe (model: ...)")
 
 
 def make_optimizer(recipe: Recipe, compressor: LearnedCompressor) -> torch.optim.AdamW:

@@ -93,6 +93,8 @@ class Artifact:
             state = load_file(self.folder / MODULES) if own or (self.folder / MODULES).is_file() else {}
         except (OSError, SafetensorError) as error:
             raise LoadError(f"the adapter in {self.folder} cannot be read: {error}") from error
+        # Scales and gates were scalars once; they are vectors of one.
+        state = {key: tensor.reshape(1) if tensor.ndim == 0 else tensor for key, tensor in state.items()}
         wrong = sorted(own.keys() ^ state.keys())
         wrong += sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
         if wrong:

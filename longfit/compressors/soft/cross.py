@@ -78,7 +78,7 @@ class GatedCross(nn.Module):
         super().__init__()
         self.attention = CrossAttention(width, width, heads, heads, head_dim, norm=nn.LayerNorm)
         self.feed_forward = feed_forward(width, inner)
-        self.attention_gate, self.forward_gate = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+        self.attention_gate, self.forward_gate = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Hidden states [B, T, E] that have read the memory, in the dtype they came in."""

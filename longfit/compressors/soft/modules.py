@@ -77,7 +77,7 @@ class Projector(nn.Module):
         super().__init__()
         sizes = [width_in, *([hidden] if hidden else []), width_out]
         self.maps = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(sizes))
-        self.scale = nn.Parameter(torch.tensor(float(size)))
+        self.scale = nn.Parameter(torch.tensor([float(size)]))  # FSDP shards no scalar
         for a, b, layer in zip(sizes, sizes[1:], self.maps, strict=False):
             weight = cast(Tensor, layer.weight)
             nn.init.orthogonal_(weight) if a != b else nn.init.eye_(weight)
