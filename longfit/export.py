@@ -98,8 +98,8 @@ def export_prompt_embeds(memory: Memory, model: Any, folder: Path) -> list[Path]
     serve, served = "vllm serve MODEL --enable-prompt-embeds", "model"
     if reader := _export_reader(model, folder):
         files += reader
-        rank = model.longfit.encoder.rank
-        serve += f" --enable-lora --max-lora-rank {max(8, rank)} --lora-modules {READER}={READER}"
+        most = max(8, 1 << (model.longfit.encoder.rank - 1).bit_length())  # vLLM takes powers of two
+        serve += f" --enable-lora --max-lora-rank {most} --lora-modules {READER}={READER}"
         served = f'"{READER}"'
     files[1].write_text(CLIENT.replace("@SERVE@", serve).replace("@SERVED@", served), encoding="utf-8")
     return files

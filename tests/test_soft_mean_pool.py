@@ -107,3 +107,22 @@ def test_bfloat16_keeps_slots_in_the_readers_dtype_and_modules_in_fp32():
     assert encoded.soft.dtype == torch.bfloat16
     assert {p.dtype for p in method.parameters()["projector"]} == {torch.float32}
     assert torch.isfinite(method.read(encoded, token_ids(seed=6)).float()).all()
+
+
+@pytest.mark.parametrize("name", ["mean_pool", "arc"])
+def test_slots_are_taught_to_stand_near_the_tokens_of_their_group(name):
+    method = bound(name, ratio=4, sink_tokens=1, segment_tokens=9)
+    wake(method)
+    ids = token_ids(tokens=15)
+    encoded = method.compress(ids)
+    loss = method.auxiliary(encoded, ids, 4)["slot_ae"]
+    loss.backward()
+    assert any(p.grad is not None and p.grad.any() for p in method.parameters()["encoder"])
+    table = method.backbone.model.get_input_embeddings().weight.detach()
+    each = []
+    for row in range(ids.shape[0]):
+        for slot, (start, stop) in enumerate(encoded.sources.tolist()):
+            for at in range(start, stop) if slot else []:
+                near = 20 * torch.cosine_similarity(encoded.soft[row, slot].detach()[None], table)
+                each.append(-near.log_softmax(0)[ids[row, at]])
+    torch.testing.assert_close(loss.detach(), torch.stack(each).mean(), rtol=1e-4, atol=1e-4)

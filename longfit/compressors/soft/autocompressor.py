@@ -28,7 +28,6 @@ class AutoCompressor(SlotTableCompressor):
         accumulate: the memory grows by each segment's summary; False replaces it (the recurrent memory transformer).
         detach_every: segments after which the memory is cut from its graph (truncated back-propagation; the paper: 2);
             0 for never.
-
         slot_positions: rotary positions of the slots: "after" the segment, one after the other (the paper), or
             "spread" over it, slot i at the last of its ratio tokens; what it has to take up is then close by (as in
             Zhao et al. 2024, "Position IDs Matter").

@@ -34,10 +34,11 @@ class SlotCompressor(LearnedCompressor):
 
     def auxiliary(self, encoded: Encoded, ids: Tensor, ratio: int) -> dict[str, Tensor]:
         sinks = min(self.sink_tokens, ids.shape[1])
-        if encoded.soft is None or encoded.slots == sinks:
+        spans = encoded.sources[sinks:]
+        sizes, table = spans[:, 1] - spans[:, 0], self.backbone.model.get_input_embeddings().weight
+        if encoded.soft is None or not len(sizes) or int(sizes.sum()) != ids.shape[1] - sinks:
             return {}
-        spans, table = encoded.sources[sinks:], self.backbone.model.get_input_embeddings().weight
-        return {"slot_ae": token_nearness(encoded.soft[:, sinks:], ids[:, sinks:], spans[:, 1] - spans[:, 0], table)}
+        return {"slot_ae": token_nearness(encoded.soft[:, sinks:], ids[:, sinks:], sizes, table)}
 
     def joined(self, ids: Tensor, past: Encoded | None, made: tuple[Tensor, Tensor] | None) -> Encoded:
         """The context so far with the segment ids [B, n], of which all but the sinks became `made` (see `slots`)."""
