@@ -33,7 +33,8 @@ class AutoCompressor(SlotTableCompressor):
             Zhao et al. 2024, "Position IDs Matter").
 
     A loss of its own, "slot_ae": the tokens r i to r (i + 1) - 1 of its segment have to be the nearest embeddings to
-    slot i, see `token_nearness`. It gives every slot something to say before anything reads it; ours.
+    slot i, see `token_nearness`. It gives every slot something to say before anything reads it; ours, and for a memory
+    that grows only.
 
     In training (`rng` set) segments get random boundaries, the paper's: with `segment_tokens` 2,048, a text of 6,144
     becomes 4 segments of 1,024 to 2,048 tokens.
@@ -113,17 +114,15 @@ class AutoCompressor(SlotTableCompressor):
         return soft_stored(new, sources, past, seen + ids.shape[1])
 
     def auxiliary(self, encoded: Encoded, ids: Tensor, ratio: int) -> dict[str, Tensor]:
-        assert encoded.soft is not None
+        if encoded.soft is None or not self.accumulate:  # what replaces the memory has no tokens a slot
+            return {}
         table, losses = self.backbone.model.get_input_embeddings().weight, []
         # Slots of one segment share their source; sinks have a token each.
         sinks = min(self.sink_tokens, ids.shape[1])
         spans, counts = encoded.sources[sinks:].unique_consecutive(dim=0, return_counts=True)
         slots = encoded.soft[:, sinks:].split(counts.tolist(), 1)
         for (start, stop), given in zip(spans.tolist(), slots, strict=True):
-            sizes = stride_sizes(stop - start, ratio)
-            if len(sizes) != given.shape[1]:
-                raise InputError(f"{self.name}: slot_ae needs accumulate=True; a replaced memory has no tokens a slot")
-            losses.append(token_nearness(given, ids[:, start:stop], sizes, table))
+            losses.append(token_nearness(given, ids[:, start:stop], stride_sizes(stop - start, ratio), table))
         return {"slot_ae": torch.stack(losses).mean()} if losses else {}
 
     def _replaced(self, past: Encoded, summary: Tensor, seen: int) -> Encoded:
