@@ -133,16 +133,11 @@ class Adapters:
         if self.peft is not None:
             self.peft.save_pretrained(str(folder), selected_adapters=self.names)
 
-    def save_one(self, name: str, folder: Path, base: str | None = None) -> None:
-        """One adapter alone, in PEFT's format, in the folder itself.
-
-        Args:
-            base: what it names as its base model; left as it is where None.
-        """
+    def save_one(self, name: str, folder: Path) -> None:
+        """One adapter alone, in PEFT's format, in the folder itself."""
         assert self.peft is not None
         config = copy.copy(self.peft.peft_config[name])
         config.inference_mode = True
-        config.base_model_name_or_path = base or config.base_model_name_or_path
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))
         state = get_peft_model_state_dict(self.peft, adapter_name=name)
@@ -206,9 +201,9 @@ class SplitAdapters:
         for part in self.parts:
             part.save(folder)
 
-    def save_one(self, name: str, folder: Path, base: str | None = None) -> None:
-        """One adapter alone, in PEFT's format, in the folder itself; `base` as in `Adapters`."""
-        next(part for part in self.parts if name in part.names).save_one(name, folder, base)
+    def save_one(self, name: str, folder: Path) -> None:
+        """One adapter alone, in PEFT's format, in the folder itself."""
+        next(part for part in self.parts if name in part.names).save_one(name, folder)
 
     def load(self, folder: Path) -> None:
         """The weights that `save` wrote.
