@@ -5,6 +5,7 @@ Answers and tables go to stdout, progress and errors to stderr. Heavy imports wa
 """
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -82,8 +83,20 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
+    code: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--code",
+            envvar="LONGFIT_CODE",
+            help="A Python file that defines compressors, patches or suites of your own; may be given again.",
+        ),
+    ] = None,
 ) -> None:
-    pass
+    if code:
+        from longfit.user_code import VARIABLE, load_code
+
+        load_code(code)
+        os.environ[VARIABLE] = os.pathsep.join(str(file.resolve()) for file in code)  # for workers
 
 
 for command in (ask, compress, chat, info, serve):
@@ -254,13 +267,20 @@ def train(
         typer.Option("--output", "-o", help="Run folder, else runs/NAME; started again, it goes on."),
     ] = None,
     data: Data = None,
+    max_seconds: Annotated[
+        float | None, typer.Option("--max-seconds", help="Of training, all starts together, in place of the recipe's.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a learned compressor; `accelerate launch -m longfit train ...` for several GPUs."""
     from longfit.training import run
+    from longfit.training.recipe import Recipe
     from longfit.training.report import markdown
 
-    result = run(recipe, output, data=data, quiet=as_json)
+    wanted = Recipe.read(recipe)
+    if max_seconds is not None:
+        wanted = wanted.within(max_seconds)
+    result = run(wanted, output, data=data, quiet=as_json)
     print(json.dumps(result.to_dict()) if as_json else markdown(result.table))
     print(f"written: {result.adapter}", file=sys.stderr)
 

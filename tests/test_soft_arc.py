@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from longfit.compressors.soft import available
+from longfit.compressors.soft import artifact, available
 from longfit.compressors.soft.layout import group_sizes
 from longfit.compressors.soft.modules import Projector, rms
 from longfit.compressors.soft.pooled_queries import group_weights
@@ -221,6 +221,65 @@ def test_an_earlier_encoder_adapter_is_taken_over(tmp_path):
     second = foreign(encoder_weights=str(tmp_path), train_encoder=False, awake=False)
     theirs = second.lora.parameters("encoder")
     assert all(torch.equal(a, b) for a, b in zip(first.lora.parameters("encoder"), theirs, strict=True))
+
+
+# -- a reader with LoRA -------------------------------------------------------------------------------------
+
+
+def test_a_readers_adapter_acts_while_reading_only_and_in_all_layers():
+    model = tiny_model("llama", **LAYERS).requires_grad_(False)
+    method = bound("arc", model, cut_layers=1, reader_adapter=True)
+    ids = token_ids()
+    assert set(method.parameters()) == {"encoder", "reader", "projector", "cues"} and method.reads_with == "reader"
+    before, read = method.compress(ids).soft, method.read(method.compress(ids), ids)
+    for parameter in method.parameters()["reader"]:
+        parameter.data += 0.1
+    assert torch.equal(method.compress(ids).soft, before)
+    assert not torch.allclose(method.read(method.compress(ids), ids), read, atol=1e-3)
+    adapted = {name for name, _ in model.model.layers[3].named_modules() if "lora_A." in name}
+    assert adapted and all(name.endswith("lora_A.reader") for name in adapted)
+    loss = reading_loss(method, ids, token_ids(seed=4), first=0)
+    for cue in method.cues:
+        loss = loss + method.read(method.compress(ids), token_ids(seed=4), first=0, cue=cue).float().var()
+    assert gradients(method, loss) == ([], [])
+
+
+def test_every_reader_of_one_encoder_has_an_adapter_of_its_own():
+    first, model = foreign(reader_adapter=True), tiny_model("qwen3")
+    second = first.for_reader(model, tiny_tokenizer(), train_encoder=False)
+    wake(second)
+    assert set(second.parameters()) == {"reader", "projector", "cues"}
+    assert {id(p) for p in first.parameters()["reader"]}.isdisjoint(map(id, second.parameters()["reader"]))
+    ids = tiny_tokenizer()("abc def ghij", return_tensors="pt").input_ids
+    before = second.read(second.compress(ids), ids)
+    for parameter in first.parameters()["reader"]:
+        parameter.data += 0.1
+    assert torch.equal(second.read(second.compress(ids), ids), before)
+    second.parameters()["reader"][0].data += 0.1
+    assert not torch.equal(second.read(second.compress(ids), ids), before)
+    second.release()
+    assert not any("lora" in name for name, _ in model.named_modules())
+    assert first.compress(byte_ids("abc def ghij")).slots == first.slots_for(12)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_earlier_encoder_is_taken_over_by_a_reader_with_an_adapter(tmp_path, alone):
+    make = foreign if alone else arc
+    first = make()
+    first.lora.save(tmp_path)
+    second = make(encoder_weights=str(tmp_path), reader_adapter=True, awake=False)
+    theirs = second.lora.parameters("encoder")
+    assert all(torch.equal(a, b) for a, b in zip(first.lora.parameters("encoder"), theirs, strict=True))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_readers_adapter_is_saved_and_loaded(tmp_path, alone):
+    make, ids = (foreign, byte_ids("abc def ghij")) if alone else (arc, token_ids())
+    first = make(reader_adapter=True)
+    artifact.save(first, tmp_path / "adapter")
+    second = make(adapter=str(tmp_path / "adapter"), awake=False)
+    assert second.reader_adapter and second.reads_with == "reader"
+    assert torch.equal(second.read(second.compress(ids), ids), first.read(first.compress(ids), ids))
 
 
 def test_options_name_the_encoder_and_mistakes_are_told():

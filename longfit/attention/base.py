@@ -13,7 +13,7 @@ from torch import Tensor
 from longfit.attention.partial import attend
 from longfit.cache import Part
 from longfit.errors import InputError
-from longfit.registry import make
+from longfit.registry import make, register
 
 EVERYTHING = 2**40
 SLACK = 64  # decoding makes room for a 64th of a layer's limit at a time, see Row.make_room
@@ -124,8 +124,7 @@ class AttentionPatch:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.name and "name" in cls.__dict__:
-            _REGISTRY[cls.name] = cls
+        register("attention", _REGISTRY, cls)
 
     # -- what a patch writes --------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import transformers
 from transformers import AutoModelForCausalLM, DynamicCache, LogitsProcessorList, PreTrainedModel
 
 from longfit.bench import measure
+from longfit.user_code import load_from_environment
 
 
 def load_model(cell: dict[str, Any]) -> PreTrainedModel:
@@ -107,6 +108,7 @@ def run_cell(cell: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Entry point of the subprocess."""
     measure.die_with_parent()
+    load_from_environment()
     cell = json.loads(Path(sys.argv[1]).read_text() if Path(sys.argv[1]).is_file() else sys.argv[1])
     with contextlib.redirect_stdout(sys.stderr):
         result = run_cell(cell)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longfit.cache import SINK, View
 from longfit.errors import BudgetError, InputError
-from longfit.registry import make
+from longfit.registry import make, register
 
 _REGISTRY: dict[str, type["KVCompressor"]] = {}
 
@@ -53,8 +53,7 @@ class KVCompressor:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.name and "name" in cls.__dict__:
-            _REGISTRY[cls.name] = cls
+        register("compressor", _REGISTRY, cls)
 
     # -- what a method writes -------------------------------------------------------------------------------------
 

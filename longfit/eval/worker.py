@@ -17,6 +17,7 @@ from longfit.eval.inputs import samples_of
 from longfit.eval.recipe import Recipe
 from longfit.eval.sample import Sample
 from longfit.eval.suites import get_task
+from longfit.user_code import load_from_environment
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def all_samples(recipe: Recipe, tasks: list[str], length: int, tokenizer: Any, d
 
 def main(job_file: str) -> None:
     """Run the job that the sweep wrote; end early where the sweep has gone."""
+    load_from_environment()
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     recipe, place, parent = Recipe.read(job["recipe"]), Place(**job["place"]), os.getppid()
     reader = load_reader(recipe, place.model)

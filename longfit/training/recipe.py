@@ -1,6 +1,6 @@
 """What a training recipe (YAML) may say."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from longfit.compressors.soft import LearnedCompressor, available
 from longfit.errors import InputError
 from longfit.training.schedules import choices, points
 from longfit.training.student import LossOptions
+from longfit.user_code import load_code
 from longfit.yaml_file import read_mapping
 
 # What may differ when a run goes on: how long, and what is written and shown.
@@ -20,6 +21,7 @@ FREE = (
     "trackers",
     "evaluation",
     "threads",
+    "code",
 )
 
 
@@ -77,6 +79,8 @@ class Recipe:
         save_dtype: of the adapter's weights on disk.
         evaluation: see `Evaluation`.
         threads: of torch; as they are where None.
+        code: Python files that are imported first, such as the one that holds the compressor; beside the recipe, or
+            from the working directory.
     """
 
     name: str
@@ -112,6 +116,7 @@ class Recipe:
     save_dtype: str = "bfloat16"
     evaluation: dict[str, Any] = field(default_factory=dict)
     threads: int | None = None
+    code: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, source: "str | Path | dict[str, Any] | Recipe") -> "Recipe":
@@ -130,6 +135,7 @@ class Recipe:
             raise InputError(f"the recipe lacks {', '.join(missing)}")
         recipe = cls(**given)
         recipe._check()
+        load_code(recipe.code, None if isinstance(source, dict) else Path(source).parent)
         return recipe
 
     def _check(self) -> None:
@@ -147,12 +153,16 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise InputError(f"{name}={value!r} of the recipe has to be a whole number, at least {least}")
+        if not isinstance(self.code, list):
+            raise InputError(f"code of the recipe is a list of files, not {self.code!r}")
         if not isinstance(self.data, list) or not all(isinstance(entry, dict) for entry in self.data):
             raise InputError(f"data of the recipe is a list of mappings, not {self.data!r}")
         choices(self.ratios, "ratios")
         for _, tokens in points(self.context_tokens, "context_tokens"):
             if not isinstance(tokens, int) or tokens <= self.window_tokens:
                 raise InputError(f"context_tokens={tokens!r} has to be whole and above window_tokens")
+        if self.max_seconds is not None and self.max_seconds <= 0:
+            raise InputError(f"max_seconds={self.max_seconds!r} has to be above 0")
         if self.schedule_by not in ("steps", "time") or (self.schedule_by == "time" and not self.max_seconds):
             raise InputError('schedule_by is "steps", or "time" together with max_seconds')
         if self.save_dtype not in ("float32", "bfloat16"):
@@ -161,6 +171,16 @@ class Recipe:
             points(self.losses[name], name)
         _options(LossOptions, self.loss_options, "loss_options")
         _options(Evaluation, self.evaluation, "evaluation")
+
+    def within(self, max_seconds: float) -> "Recipe":
+        """The same with another limit of time.
+
+        Raises:
+            InputError: the limit is not above 0.
+        """
+        recipe = replace(self, max_seconds=max_seconds)
+        recipe._check()
+        return recipe
 
     @property
     def longest_context(self) -> int:

@@ -16,6 +16,7 @@ from longfit.compressors.prompt.lm import LanguageModel, scorer_of, tokenizer_of
 from longfit.compressors.prompt.passage import Passage, question_of
 from longfit.compressors.prompt.units import fixed
 from longfit.errors import BudgetError, InputError, UnsupportedFeatureError
+from longfit.registry import register
 from longfit.units import share_of
 
 _REGISTRY: dict[str, type["PromptCompressor"]] = {}
@@ -88,8 +89,7 @@ class PromptCompressor:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.name and "name" in cls.__dict__:
-            _REGISTRY[cls.name] = cls
+        register("compressor", _REGISTRY, cls)
 
     def __post_init__(self) -> None:
         if self.keep_ratio is not None and self.kept_tokens is not None:

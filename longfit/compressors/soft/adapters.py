@@ -30,7 +30,7 @@ class Adapters:
         ranks: rank by adapter name.
         alpha: scale over rank, for all: alpha = 2 rank unless given.
         targets: names of the linear layers; those of the model's family if left out.
-        layers: only the first so many of the model's layers; all if left out.
+        layers: by adapter name, to adapt only the first so many of the model's layers.
 
     Raises:
         UnsupportedModelError: the model has adapters already, or none of the layers.
@@ -42,7 +42,7 @@ class Adapters:
         ranks: Mapping[str, int],
         alpha: float | None = None,
         targets: tuple[str, ...] | None = None,
-        layers: int | None = None,
+        layers: Mapping[str, int] | None = None,
     ) -> None:
         if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise UnsupportedModelError(
@@ -63,12 +63,13 @@ class Adapters:
             raise UnsupportedModelError(f"{type(model).__name__} has none of the layers {', '.join(sorted(wanted))}")
         frozen = {name: p.requires_grad for name, p in model.named_parameters()}
         for name, rank in ranks.items():
+            first = (layers or {}).get(name)
             config = LoraConfig(
                 r=rank,
                 lora_alpha=int(alpha or 2 * rank),
                 target_modules=found,
                 bias="none",
-                layers_to_transform=None if layers is None else list(range(layers)),
+                layers_to_transform=None if first is None else list(range(first)),
             )
             if self.peft is None:
                 self.peft = get_peft_model(model, config, adapter_name=name)
@@ -142,6 +143,12 @@ class Adapters:
         config.save_pretrained(str(folder))
         state = get_peft_model_state_dict(self.peft, adapter_name=name)
         save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, str(folder / WEIGHTS))
+
+    def only(self, name: str) -> "Adapters":
+        """These adapters without the others, on the same model; they are taken out with these."""
+        view = copy.copy(self)
+        view._names = [known for known in self._names if known == name]
+        return view
 
     def load(self, folder: Path) -> None:
         """The weights that `save` wrote.

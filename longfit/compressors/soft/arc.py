@@ -9,9 +9,9 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from longfit.compressors.soft.adapters import Adapters
+from longfit.compressors.soft.adapters import Adapters, SplitAdapters
 from longfit.compressors.soft.backbone import Backbone
-from longfit.compressors.soft.base import ENCODER
+from longfit.compressors.soft.base import ENCODER, READER
 from longfit.compressors.soft.embeddings import embedding_sample, embedding_size
 from longfit.compressors.soft.foreign import Foreign, checked, reader_tokenizer, same_vocabulary, texts, tokens_of
 from longfit.compressors.soft.layout import group_sizes
@@ -27,7 +27,8 @@ CUES = ("ae", "continuation")
 class Arc(SlotCompressor):
     """The encoder is an LM without its last layers, final norm, head and causal mask. In the last layer that is left,
     the mean of each group of `ratio` hidden states is the query and the residual, while keys and values come from all
-    tokens. Two linear maps without an activation take the result to the reader's embeddings. The reader is untouched.
+    tokens. Two linear maps without an activation take the result to the reader's embeddings. The reader is untouched,
+    unless `reader_adapter` gives it LoRA.
 
     One encoder serves several readers, each with a projector and cues of its own: `for_reader` binds one more reader to
     the same encoder, and with `train_encoder=False` a new reader is made by training those alone.
@@ -49,7 +50,8 @@ class Arc(SlotCompressor):
         cut_layers: how many of the encoder's last layers are left out.
         bottleneck: width between the two linear maps; two thirds of the encoder's (the paper's proportion) if 0.
         encoder_weights: a folder with an encoder adapter from an earlier training, to begin with.
-        train_encoder: False to train only the projector and the cues.
+        train_encoder: False to train only what belongs to the reader.
+        reader_adapter: whether the reader has an adapter; ours (the paper's readers are untouched).
     """
 
     name = "arc"
@@ -57,7 +59,8 @@ class Arc(SlotCompressor):
     summary = (
         "an LM without its top layers pools queries in its last one; a frozen reader gets r times fewer embeddings"
     )
-    trains = "encoder LoRA, a projector and two cues for each reader"
+    trains = "encoder LoRA, a projector and two cues for each reader; with reader_adapter LoRA of the reader"
+    adapters_used = (ENCODER, READER)
     left_out = "full training of the encoder; pooling by clusters or in several layers; quantised storage"
     losses: ClassVar[dict[str, float]] = {"ae": 0.2, "continuation": 0.8}
 
@@ -67,6 +70,7 @@ class Arc(SlotCompressor):
     bottleneck: int = 0
     encoder_weights: str | None = None
     train_encoder: bool = True
+    reader_adapter: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,15 +100,20 @@ class Arc(SlotCompressor):
         cues = nn.ModuleDict({name: SlotEmbedding(1, sample) for name in CUES})
         return nn.ModuleDict({"projector": projector, "cues": cues})
 
-    def make_adapters(self, model: Any, ranks: dict[str, int]) -> Adapters:
-        adapters = Adapters(self.reading_encoder.model, ranks, layers=self.kept_layers)
+    def make_adapters(self, model: Any, ranks: dict[str, int]) -> Adapters | SplitAdapters:
+        reader = {name: rank for name, rank in ranks.items() if name == READER and self.reader_adapter}
+        encoder = {name: rank for name, rank in ranks.items() if name == ENCODER}
+        alone, layers = self.reading_encoder.model is not model, {ENCODER: self.kept_layers}
+        first = Adapters(self.reading_encoder.model, encoder | ({} if alone else reader), layers=layers)
+        self.encoder_lora = first.only(ENCODER)
         if self.encoder_weights is not None:
-            adapters.load(Path(self.encoder_weights))
-        return adapters
+            self.encoder_lora.load(Path(self.encoder_weights))
+        self.reader_lora = Adapters(model, reader) if alone and reader else None
+        return SplitAdapters(first, self.reader_lora) if self.reader_lora else first
 
     def for_reader(self, model: Any, tokenizer: Any = None, train_encoder: bool = True) -> "Arc":
-        """One more reader for the encoder of this bound compressor: a new projector and new cues. It works as long as
-        this one is not released.
+        """One more reader for the encoder of this bound compressor: a new projector, new cues and, with
+        `reader_adapter`, LoRA of its own. It works as long as this one is not released.
 
         Args:
             model: the other reader.
@@ -117,11 +126,16 @@ class Arc(SlotCompressor):
         other.tokenizer, other.train_encoder, other.owns_encoder = tokenizer, train_encoder, False
         other.backbone = Backbone(model)
         other.modules = other.reader_modules(other.backbone).to(other.backbone.device)
+        reads = READER in self.lora.names
+        other.reader_lora = Adapters(model, {READER: self.rank}) if reads else None
+        other.lora = SplitAdapters(self.encoder_lora, other.reader_lora) if other.reader_lora else self.encoder_lora
         return other
 
     def release(self) -> None:
         if self.owns_encoder:
             super().release()
+        elif self.reader_lora is not None:
+            self.reader_lora.remove()
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         return {name: ps for name, ps in super().parameters().items() if self.train_encoder or name != ENCODER}

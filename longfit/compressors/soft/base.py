@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from longfit.compressors.soft import artifact
-from longfit.compressors.soft.adapters import Adapters
+from longfit.compressors.soft.adapters import Adapters, SplitAdapters
 from longfit.compressors.soft.backbone import Backbone
 from longfit.compressors.soft.encoded import Encoded
 from longfit.compressors.soft.layout import segment_spans
 from longfit.errors import InputError
+from longfit.registry import register
 
 _REGISTRY: dict[str, type["LearnedCompressor"]] = {}
 ENCODER, READER = "encoder", "reader"
@@ -83,8 +84,7 @@ class LearnedCompressor:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.name and "name" in cls.__dict__:
-            _REGISTRY[cls.name] = cls
+        register("compressor", _REGISTRY, cls)
 
     def __post_init__(self) -> None:
         for option, least in (
@@ -210,7 +210,7 @@ class LearnedCompressor:
         found.adopt(self)
         return found
 
-    def make_adapters(self, model: Any, ranks: dict[str, int]) -> Adapters:
+    def make_adapters(self, model: Any, ranks: dict[str, int]) -> Adapters | SplitAdapters:
         """The LoRA adapters; methods that encode with another model put the encoder's there."""
         return Adapters(model, ranks)
 

@@ -60,7 +60,7 @@ class CEPE(StateCompressor):
         return nn.ModuleDict({"cross": crosses})
 
     def make_adapters(self, model: Any, ranks: dict[str, int]) -> Adapters:
-        return Adapters(model, ranks, layers=self.encoder_layers)
+        return Adapters(model, ranks, layers=dict.fromkeys(ranks, self.encoder_layers))
 
     def states(self, ids: Tensor, past: Encoded | None, ratio: int) -> tuple[Tensor, Tensor]:
         n = ids.shape[1]

@@ -78,7 +78,7 @@ class E2LLM(SlotCompressor):
         projector = Projector(config.hidden_size, backbone.width, embedding_size(backbone), hidden=backbone.width)
         return nn.ModuleDict({"pooling": AttentionPool(config.hidden_size, self.heads), "projector": projector})
 
-    def make_adapters(self, model: Any, ranks: dict[str, int]) -> Any:
+    def make_adapters(self, model: Any, ranks: dict[str, int]) -> SplitAdapters:
         wanted = {ENCODER: self.encoder_adapter, READER: self.reader_adapter}
         encoder, reader = ({n: r for n, r in ranks.items() if n == name and wanted[n]} for name in (ENCODER, READER))
         return SplitAdapters(Adapters(self.text_encoder.model, encoder, targets=TARGETS), Adapters(model, reader))

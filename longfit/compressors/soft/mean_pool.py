@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from longfit.compressors.soft.adapters import Adapters
+from longfit.compressors.soft.adapters import Adapters, SplitAdapters
 from longfit.compressors.soft.backbone import Backbone
 from longfit.compressors.soft.base import ENCODER, READER
 from longfit.compressors.soft.embeddings import embedding_size
@@ -49,7 +49,7 @@ class MeanPool(SlotCompressor):
         width = backbone.width
         return nn.ModuleDict({"projector": Projector(width, width, embedding_size(backbone), zero=True)})
 
-    def make_adapters(self, model: Any, ranks: dict[str, int]) -> Adapters:
+    def make_adapters(self, model: Any, ranks: dict[str, int]) -> Adapters | SplitAdapters:
         wanted = {name: rank for name, rank in ranks.items() if name != READER or self.reader_adapter}
         return super().make_adapters(model, wanted)
 

@@ -30,6 +30,7 @@ SENTENCES = {
     "name": ("The {noun} belongs to", "{value}", "."),
     "number": ("The {noun} has the number", "{value}", "."),
     "code": ("The code of the {noun} is", "{value}", "."),
+    "pin": ("The pin of the {noun} is", "{value}", "."),
 }
 # On the topic of the facts, and free of what is asked.
 ABOUT = (
@@ -63,7 +64,7 @@ class Lookup:
 
     Args:
         pools: filler documents by split; None for sentences about the things only.
-        kinds: chance of each kind of fact: "word", "name", "number" (3 digits), "code" (as K27M).
+        kinds: chance of each kind of fact: "word", "name", "number" (3 digits), "code" (as K27M), "pin" (5 digits).
         facts: in a context, as far as they fill three quarters of it at most.
         asked: of them in the target, as far as `target_tokens` holds them.
         on_topic: share of the contexts whose filler is about the things.
@@ -162,5 +163,7 @@ def _value(rng: random.Random, kind: str) -> str:
         return rng.choice(NAMES)
     if kind == "number":
         return str(rng.randrange(100, 1000))
+    if kind == "pin":
+        return str(rng.randrange(10_000, 100_000))
     letters = "ABCDEFGHJKLMNPQRSTUVWXYZ"
     return f"{rng.choice(letters)}{rng.randrange(10, 100)}{rng.choice(letters)}"
