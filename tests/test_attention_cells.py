@@ -10,7 +10,7 @@ from longfit.eval.answering import likelihood, wrapped
 from longfit.eval.cells import Cell, expand
 from longfit.eval.command import Asked, recipe_of
 from longfit.eval.summary import summarise
-from tests.test_sweep import RECIPE, loaded, own_cache  # noqa: F401
+from tests.tiny_sweep import RECIPE, loaded_tiny, own_cache  # noqa: F401
 
 TOPK = {"topk": {"dense_layers": 0}}
 CELLS = [
@@ -61,7 +61,7 @@ def test_bad_cells_are_refused() -> None:
         expand([{"keep_ratios": [0.5]}])
 
 
-def test_a_shared_prefill_answers_as_each_cell_alone(tmp_path, loaded) -> None:  # noqa: F811
+def test_a_shared_prefill_answers_as_each_cell_alone(tmp_path, loaded) -> None:
     recipe = RECIPE | {"cells": CELLS, "n": 2}
     sweep.run(recipe, tmp_path / "alone", loaded=loaded)
     sweep.run(recipe | {"shared_prefill": True}, tmp_path / "shared", loaded=loaded)
@@ -81,7 +81,7 @@ def test_a_shared_prefill_answers_as_each_cell_alone(tmp_path, loaded) -> None: 
     assert rows["topk(dense_layers=0)-16read-agnostic"]["attention"].startswith("topk")
 
 
-def test_a_likelihood_is_measured_as_the_attention_decodes(loaded) -> None:  # noqa: F811
+def test_a_likelihood_is_measured_as_the_attention_decodes(loaded) -> None:
     from longfit.eval.answering import Reader
     from longfit.eval.sample import Sample, make_prompt
 

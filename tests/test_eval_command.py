@@ -11,7 +11,7 @@ from longfit.eval.command import Asked, recipe_of
 from longfit.eval.suites import tasks_of
 from longfit.eval.sweep import run
 from tests.test_needle import byte_tokenizer
-from tests.test_sweep import tiny_model
+from tests.tiny_sweep import tiny_model
 
 
 @pytest.fixture(scope="module")

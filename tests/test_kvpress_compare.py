@@ -12,7 +12,7 @@ from longfit.bench import kvpress_worker
 from longfit.errors import InputError
 from longfit.eval import records, sweep
 from tests.test_needle import byte_tokenizer
-from tests.test_sweep import RECIPE, own_cache, tiny_model  # noqa: F401
+from tests.tiny_sweep import RECIPE, own_cache, tiny_model  # noqa: F401
 
 STAND_IN = """
 import json, sys

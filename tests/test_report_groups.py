@@ -9,7 +9,7 @@ from longfit.eval import longbench
 from longfit.eval.report import report
 from longfit.eval.sweep import run
 from tests.test_needle import byte_tokenizer
-from tests.test_sweep import tiny_model
+from tests.tiny_sweep import tiny_model
 
 pytest.importorskip("matplotlib")
 WORDS = "Paris is a city by a river. " * 40

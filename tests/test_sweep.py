@@ -1,16 +1,11 @@
 """Sweeps: a killed run resumes, loses nothing and repeats nothing; what was not compressed is an error."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from longfit.errors import BudgetExceededError, InputError, ScoreError, UnknownNameError
 from longfit.eval import records, shared_answering, sweep, worker
@@ -20,65 +15,7 @@ from longfit.eval.inputs import samples_of
 from longfit.eval.measures import Held, check_kept
 from longfit.eval.recipe import Recipe
 from longfit.eval.suites import get_task
-from longfit.eval.summary import summarise
-from tests.test_needle import byte_tokenizer
-
-MODEL = "tiny"
-RECIPE = {
-    "name": "tiny",
-    "suite": "needle",
-    "models": [MODEL],
-    "dtype": "float32",
-    "tasks": ["niah_single", "niah_multikey"],
-    "lengths": [700],
-    "n": 4,
-    "block_samples": 2,
-    "max_new_tokens": 2,
-    "cells": [
-        {"methods": [{"snapkv": {"window": 16}}], "keep_ratios": [0.5, 0.25], "awareness": ["agnostic", "aware"]},
-        {"methods": ["full", "no_context"]},
-        {"methods": ["truncate"], "keep_ratios": [0.5]},
-    ],
-}
-CELLS, SAMPLES = 7, 8
-
-
-def tiny_model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=1024,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("LONGFIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    return tiny_model(), byte_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory, loaded):
-    folder = tmp_path_factory.mktemp("model")
-    loaded[0].save_pretrained(folder)
-    loaded[1].save_pretrained(folder)
-    return str(folder)
-
-
-def lines(folder, stem="samples"):
-    return [json.loads(line) for line in (folder / f"{stem}.jsonl").read_text().splitlines()]
+from tests.tiny_sweep import CELLS, MODEL, RECIPE, SAMPLES, lines, loaded_tiny, own_cache  # noqa: F401
 
 
 def test_a_run_fills_the_grid_baselines_first_block_by_block(tmp_path, loaded):
@@ -237,24 +174,6 @@ def test_a_cell_that_fails_in_a_shared_prefill_leaves_the_others(tmp_path, loade
     assert len(lines(tmp_path)) == 5 * SAMPLES
 
 
-def test_each_cell_runs_in_a_fresh_process_with_the_same_result(tmp_path, loaded, model_folder):
-    recipe = RECIPE | {"models": [model_folder], "n": 1, "tasks": ["niah_single"], "cells": RECIPE["cells"][:2]}
-    sweep.run(recipe, tmp_path / "alone")
-    sweep.run(recipe, tmp_path / "here", loaded=loaded)
-    alone, here = lines(tmp_path / "alone"), lines(tmp_path / "here")
-    same = ("model", "cell", "sample", "answer", "kept_tokens", "sha256")
-    assert [{k: r[k] for k in same} for r in alone] == [{k: r[k] for k in same} for r in here]
-    assert not list((tmp_path / "alone").glob(".job*"))
-
-
-def test_a_worker_that_fails_is_reported_with_its_own_words(tmp_path, model_folder):
-    cells = [{"methods": ["full"]}, {"methods": ["snapkv"], "budgets": ["3 tokens"], "awareness": ["agnostic"]}]
-    recipe = RECIPE | {"models": [model_folder], "n": 1, "tasks": ["niah_single"], "cells": cells}
-    with pytest.raises(sweep.SweepError, match=r"1 cells failed.*BudgetError"):
-        sweep.run(recipe, tmp_path)
-    assert [record["cell"] for record in lines(tmp_path)] == ["full"]
-
-
 def test_samples_are_made_once_and_again_when_their_data_change(tmp_path, loaded, monkeypatch):
     task, made = get_task("needle", "niah_single"), []
     original = type(task).samples
@@ -308,101 +227,3 @@ def test_bad_recipes_are_refused(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(InputError, match="is not YAML"):
         Recipe.read(tmp_path / "bad.yaml")
-
-
-KILLED = """
-import sys, time
-sys.path.insert(0, sys.argv[2])
-import test_sweep as t
-from longfit.eval import sweep, worker
-answer = worker.answer
-worker.answer = lambda *given: time.sleep(0.05) or answer(*given)
-sweep.run(t.RECIPE | {"n": 12}, sys.argv[1], loaded=(t.tiny_model(), t.byte_tokenizer()))
-"""
-
-
-def test_a_killed_process_loses_at_most_the_sample_it_was_at(tmp_path, loaded):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", KILLED, str(tmp_path), os.path.dirname(__file__)]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    file, deadline = tmp_path / "samples.jsonl", time.monotonic() + 60
-    while time.monotonic() < deadline and not (file.exists() and file.read_bytes().count(b"\n") >= 5):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    assert process.wait(30) == -signal.SIGKILL
-    finished = {records.key_of(record) for record in records.read_records(tmp_path)}
-    assert len(finished) >= 5
-    sweep.run(RECIPE | {"n": 12}, tmp_path, loaded=loaded, limit=2)
-    pairs = [records.key_of(record) for record in lines(tmp_path)]
-    assert len(pairs) == len(set(pairs)) and finished <= set(pairs)
-
-
-def test_a_worker_that_outlives_a_killed_sweep_keeps_the_folder_locked(tmp_path):
-    code = "import sys, time; print('up', flush=True); time.sleep(60)"
-    with records.locked(tmp_path, "") as locks:
-        child = subprocess.Popen([sys.executable, "-c", code], pass_fds=locks, stdout=subprocess.PIPE)
-        child.stdout.readline()
-    try:
-        with pytest.raises(InputError, match="another sweep"), records.locked(tmp_path, ""):
-            pass
-    finally:
-        child.kill()
-        child.wait()
-        child.stdout.close()
-    with records.locked(tmp_path, ""):
-        pass
-
-
-def record(cell: str, index: int, score: float, task: str = "a", **more) -> dict:
-    method, _, budget = cell.partition("-")
-    return {
-        "model": MODEL,
-        "length": 100,
-        "cell": cell,
-        "sample": f"{task}-{index:04d}",
-        "task": task,
-        "method": method,
-        "options": {},
-        "budget": budget or "100%",
-        "keep_ratio": 0.25 if budget else 1.0,
-        "awareness": "agnostic",
-        "chunk_tokens": None,
-        "metric": "match",
-        "higher_is_better": True,
-        "score": score,
-        "kept_tokens": 10,
-        "kv_bytes": 2**20,
-        "full_kv_bytes": 2**22,
-        "tokens_in": 100,
-        "prefill_seconds": 1.0,
-        "decode_seconds": 2.0,
-        "new_tokens": 5,
-        "peak_bytes": None,
-        "shared_prefill": True,
-    } | more
-
-
-def test_a_summary_has_intervals_paired_differences_and_costs():
-    found = [record("full", i, 1.0, task) for task in "ab" for i in range(20)]
-    found += [record("no_context", i, 0.0, task) for task in "ab" for i in range(20)]
-    found += [record("toy-25%", i, float(i < 10), task) for task in "ab" for i in range(20)]
-    found += [record("truncate-25%", i, float(i < 5), task) for task in "ab" for i in range(20)]
-    alone = {"shared_prefill": False, "peak_bytes": 5}
-    costs = [record("full", 0, 1.0, **alone), record("toy-25%", 0, 1.0, **alone | {"prefill_seconds": 1.5})]
-    rows = {(row["cell"], row["task"]): row for row in summarise(found, costs)}
-    one, mean = rows["toy-25%", "a"], rows["toy-25%", "mean"]
-    assert (one["n"], one["score"]) == (20, 0.5) and 0.25 < one["low"] < 0.35 and 0.65 < one["high"] < 0.75
-    assert one["minus_full"] == -0.5 and one["minus_full_high"] < -0.2
-    assert one["minus_truncate"] == 0.25 and one["minus_truncate_low"] > 0
-    assert one["normalised"] == mean["normalised"] == 0.5 and mean["n"] == 40
-    assert mean["low"] > one["low"] and mean["high"] < one["high"]
-    assert one["prefill_ratio"] == 1.5 and one["decode_ratio"] == 1.0 and one["peak_bytes"] == 5
-    assert rows["full", "mean"]["low"] < 1 == rows["full", "mean"]["high"]
-    assert rows["no_context", "a"]["minus_truncate"] is None and rows["no_context", "a"]["prefill_ratio"] is None
-
-
-def test_a_damaged_line_is_named(tmp_path):
-    (tmp_path / "samples.jsonl").write_text(json.dumps(record("full", 0, 1.0)) + "\nnonsense\n")
-    with pytest.raises(InputError, match="line 2 is damaged"):
-        records.read_records(tmp_path)

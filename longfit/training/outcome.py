@@ -113,5 +113,4 @@ def _lengths(recipe: Recipe) -> list[int]:
 
 def in_short(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The means of a table for one line of metrics.jsonl, and for trackers."""
-    shown = {f"{row['set']}/{row['metric']}/{row['condition']}": round(row["mean"], 4) for row in rows}
-    return {"evaluation": shown, **{f"eval/{name}": value for name, value in shown.items()}}
+    return {f"eval/{row['set']}/{row['metric']}/{row['condition']}": round(row["mean"], 4) for row in rows}
