@@ -26,7 +26,7 @@ from torch import Tensor
 
 import longfit
 from longfit.compressors import available_soft
-from longfit.compressors.soft import LearnedCompressor
+from longfit.compressors.soft import LearnedCompressor, artifact
 from longfit.eval.intervals import mean_interval, paired_difference
 from longfit.eval.longbench.metrics import qa_f1
 from longfit.families import model_shape
@@ -44,8 +44,9 @@ PRUNING: dict[str, dict[str, Any]] = {
 ANSWER_TOKENS, BATCH, TARGET = 8, 8, 80
 WIKI = "text/wiki/wikitext2_raw_{}.jsonl"
 TEXTS = {"files": WIKI.format("validation"), "eval_files": WIKI.format("test")}
+KINDS = ("word", "name", "number", "code", "pin")
 SOURCES: list[dict[str, Any]] = [
-    {"kind": "lookup", "kinds": {"word": 1, "name": 1, "number": 1}, "facts": 12, "asked": 12, **TEXTS},
+    {"kind": "lookup", "kinds": dict.fromkeys(KINDS, 1), "facts": 12, "asked": 12, **TEXTS},
     {"kind": "text", **TEXTS},
     {"kind": "squad"},
 ]
@@ -94,9 +95,9 @@ def pruned(model: Any, method: str, tokens: int) -> Condition:
 
 
 @contextmanager
-def trained(model: Any, method: str, adapter: str) -> Iterator[LearnedCompressor]:
+def trained(model: Any, adapter: str) -> Iterator[LearnedCompressor]:
     """A learned method with its weights; the model is itself again afterwards."""
-    compressor = available_soft()[method](adapter=adapter).bind(model)
+    compressor = available_soft()[artifact.find(adapter).facts["method"]](adapter=adapter).bind(model)
     try:
         yield compressor
     finally:
@@ -104,9 +105,9 @@ def trained(model: Any, method: str, adapter: str) -> Iterator[LearnedCompressor
 
 
 @contextmanager
-def learned(model: Any, method: str, adapter: str, shuffled: bool = False) -> Iterator[Condition]:
+def learned(model: Any, adapter: str, shuffled: bool = False) -> Iterator[Condition]:
     """A learned memory of the context, or of another one."""
-    with trained(model, method, adapter) as compressor:
+    with trained(model, adapter) as compressor:
 
         def condition(context: Tensor, other: Tensor) -> Reads:
             encoded = compressor.compress(other if shuffled else context)
@@ -172,11 +173,13 @@ class Log:
         self.rows += made
 
 
-def conditions(model: Any, adapters: dict[str, str], tokens: int) -> dict[str, AbstractContextManager[Condition]]:
+def conditions(
+    model: Any, adapters: dict[str, str], tokens: int, pruning: list[str]
+) -> dict[str, AbstractContextManager[Condition]]:
     """Each condition by name; learned ones are in the model inside their `with`."""
     probe, entry, sizes = torch.zeros(1, tokens, dtype=torch.long), model_shape(model).full_kv_bytes(1), {}
     for name, adapter in adapters.items():
-        with trained(model, name, adapter) as compressor:
+        with trained(model, adapter) as compressor:
             encoded = compressor.compress(probe)
             sizes[name] = encoded.slots, encoded.nbytes
     slots = max(slots for slots, _ in sizes.values())
@@ -184,19 +187,18 @@ def conditions(model: Any, adapters: dict[str, str], tokens: int) -> dict[str, A
     simple = {"whole context": plain(model, None), "no context": plain(model, 0), "truncation": plain(model, slots)}
     if 0 < few < slots:
         simple["truncation at soft bytes"] = plain(model, few)
-    simple |= {method: pruned(model, method, slots) for method in PRUNING}
+    simple |= {method: pruned(model, method, slots) for method in pruning}
     made: dict[str, AbstractContextManager[Condition]] = {name: nullcontext(given) for name, given in simple.items()}
     for name, adapter in adapters.items():
-        made[name] = learned(model, name, adapter)
-        made[f"{name}, another's"] = learned(model, name, adapter, shuffled=True)
+        made[name] = learned(model, adapter)
+        made[f"{name}, another's"] = learned(model, adapter, shuffled=True)
     print(f"{tokens} tokens: {slots} slots; " + ", ".join(f"{name} {size:,} B" for name, (_, size) in sizes.items()))
     return made
 
 
 def tables(rows: list[dict[str, Any]], tokens: int) -> str:
     """Each set's scores, a line a condition: as they are, normalised, and less truncation, paired."""
-    sets = [("lookup/word", "accuracy"), ("lookup/name", "accuracy"), ("lookup/number", "accuracy")]
-    sets += [("text", "nll"), ("squad", "nll"), ("squad", "f1")]
+    sets = [(f"lookup/{kind}", "accuracy") for kind in KINDS] + [("text", "nll"), ("squad", "nll"), ("squad", "f1")]
     given: dict[str, Scores] = {}
     for row in rows:
         for name, metric in sets:
@@ -239,18 +241,19 @@ def less(scores: Scores, name: str) -> str:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("adapters", nargs="+", help="method=folder, or a name that longfit ships")
+    parser.add_argument("adapters", nargs="+", help="what to call it=a folder, or a name that longfit ships")
     parser.add_argument("--data", required=True)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--tokens", type=int, nargs="+", default=[128, 256])
     parser.add_argument("-n", type=int, default=32)
+    parser.add_argument("--pruning", nargs="*", default=list(PRUNING), choices=list(PRUNING))
     asked = parser.parse_args()
     adapters = dict(pair.split("=", 1) for pair in asked.adapters)
     model, tokenizer = longfit.load(asked.model, dtype=torch.bfloat16)
     sets, log = sets_of([source for _, source in sources(SOURCES, tokenizer, asked.data)]), Log(asked.output)
     for tokens in asked.tokens:
-        for name, held in conditions(model, adapters, tokens).items():
+        for name, held in conditions(model, adapters, tokens, asked.pruning).items():
             left = [kind for kind in sets if not log.has({"tokens": tokens, "set": kind, "condition": name}, asked.n)]
             if not left:
                 continue
