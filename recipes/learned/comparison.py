@@ -10,8 +10,8 @@ samples.jsonl; started again, it goes on. comparison.md has the tables.
 
 A learned memory of M slots stands beside truncation to the last M tokens and pruning methods that keep M entries (equal
 slots: an equal cache once it is read), and beside another document's memory. Slots that are embeddings are a 20th of
-that in a file; truncation, and pruning methods that can keep so few, at those bytes are the conditions ending in "at soft
-bytes".
+that in a file; truncation, and pruning methods that can keep so few, at those bytes are the conditions ending in "at
+soft bytes".
 """
 
 import argparse
