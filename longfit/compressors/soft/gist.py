@@ -63,12 +63,9 @@ class Gist(SlotTableCompressor):
             raise InputError(f'{self.name}: form has to be "fine" or "coarse", got {self.form!r}')
         if self.slot_start not in ("learned", "mean"):
             raise InputError(f'{self.name}: slot_start has to be "learned" or "mean", got {self.slot_start!r}')
-        if self.slot_start == "mean" and self.form != "fine":
-            raise InputError(
-                f'{self.name}: slot_start="mean" needs form="fine", where a gist stands for its own tokens'
-            )
-        if self.autoencode and self.form != "fine":
-            raise InputError(f'{self.name}: autoencode needs form="fine", where a gist stands for its own tokens')
+        for option, chosen in (("autoencode", self.autoencode), ('slot_start="mean"', self.slot_start == "mean")):
+            if chosen and self.form != "fine":
+                raise InputError(f'{self.name}: {option} needs form="fine", where a gist stands for its own tokens')
 
     def make(self, backbone: Backbone) -> nn.ModuleDict:
         rows = 1 if self.form == "fine" else self.most_slots()
