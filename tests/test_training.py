@@ -158,7 +158,7 @@ def test_another_number_of_processes_is_refused_and_said(tmp_path, monkeypatch):
     train(tmp_path, recipe(steps=2))
     kept = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     monkeypatch.setattr(setup, "make_accelerator", lambda recipe, folder: Two())
-    with pytest.raises(InputError, match=r"is of --num_processes 1, and this run has 2.*launch it with 1 again"):
+    with pytest.raises(InputError, match=r"a run in 1 process; this one, in 2 processes, .*Launch 1 again"):
         train(tmp_path, recipe(steps=4))
     assert kept == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
@@ -180,7 +180,7 @@ class Scaled(Accelerator):
 def test_infinite_gradients_of_a_scaled_loss_leave_a_step_out_and_a_killed_run_keeps_the_scale(tmp_path, monkeypatch):
     monkeypatch.setattr(setup, "make_accelerator", lambda recipe, folder: Scaled())
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    given = recipe(steps=12, losses={"lm": 1.0}, save_dtype="float32", keep_checkpoints=20, checkpoint_every=1)
+    given = recipe(steps=12, losses={"lm": 64.0}, save_dtype="float32", keep_checkpoints=20, checkpoint_every=1)
     train(straight, given)
     skipped = [line["grad_norm"] is None for line in metrics(straight)]
     last = skipped.index(False)
@@ -201,7 +201,7 @@ def test_a_scale_that_never_fits_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(Scaled, "backoff", 0.999)
     monkeypatch.setattr(setup, "make_accelerator", lambda recipe, folder: Scaled())
     with pytest.raises(TrainingError, match=r"step 20: the gradients overflowed fp16.*step-000018"):
-        train(tmp_path, recipe(steps=40, losses={"lm": 1.0}))
+        train(tmp_path, recipe(steps=40, losses={"lm": 64.0}))
 
 
 def test_an_infinite_gradient_without_a_scale_stops_the_run(tmp_path, monkeypatch):

@@ -113,6 +113,11 @@ def test_an_option_of_a_data_source_that_cannot_be_is_refused_by_its_name(name, 
     assert name in message or (name in ("kinds", "facts", "asked") and "lookup" in message)
 
 
+def test_a_loss_that_the_method_lacks_is_refused_before_the_first_step(tmp_path):
+    given = recipe(losses={"kl": 1.0, "slot_ea": [[0, 0.0], [0.5, 1.0]]})
+    assert "strided_kv has no loss slot_ea" in refused(tmp_path / "run", given)
+
+
 def test_every_key_has_a_limit():
     assert RECIPE.keys() == {field.name for field in fields(Recipe)}
     assert EVALUATION.keys() == {field.name for field in fields(Evaluation)}

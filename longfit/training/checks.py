@@ -101,12 +101,12 @@ def optional(check: Check) -> Check:
     return lambda value, name: None if value is None else check(value, name)
 
 
-def listed(check: Check, length: int | None = None) -> Check:
-    """A list whose entries pass a check; of `length` entries, where that is given."""
+def listed(check: Check, what: str, length: int | None = None) -> Check:
+    """A list of `what`, whose entries pass a check; of `length` entries, where that is given."""
 
     def checked_list(value: Any, name: str) -> list[Any]:
         if not isinstance(value, list | tuple) or (length is not None and len(value) != length):
-            raise refusal(value, name, f"a list{f' of {length}' if length else ''}, such as [a, b]")
+            raise refusal(value, name, f"a list of {f'{length} ' if length else ''}{what}, such as [..., ...]")
         return [check(entry, f"{name}[{place}]") for place, entry in enumerate(value)]
 
     return checked_list
@@ -117,7 +117,7 @@ def mapping(check: Check | None = None) -> Check:
 
     def checked_mapping(value: Any, name: str) -> dict[str, Any]:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise refusal(value, name, "a mapping of names, such as {a: 1}")
+            raise refusal(value, name, "a mapping, such as {name: value}")
         return {key: check(entry, f"{name}.{key}") if check else entry for key, entry in value.items()}
 
     return checked_mapping

@@ -51,13 +51,13 @@ EVALUATION: dict[str, Check] = {
     "small": whole(2),
     "n": whole(0),
     "batch_size": whole(1),
-    "context_tokens": listed(whole(1)),
+    "context_tokens": listed(whole(1), "whole numbers"),
     "ratio": optional(whole(1)),
 }
 RECIPE: dict[str, Check] = {
     "name": text,
     "compressor": _compressor,
-    "data": listed(mapping()),
+    "data": listed(mapping(), "mappings"),
     "steps": whole(1),
     "model": text,
     "losses": mapping(schedule(number(least=0))),
@@ -76,7 +76,7 @@ RECIPE: dict[str, Check] = {
     "final_lr": number(least=0, most=1),
     "lr_factors": mapping(number(least=0)),
     "weight_decay": number(least=0),
-    "betas": listed(number(least=0, below=1), length=2),
+    "betas": listed(number(least=0, below=1), "numbers", length=2),
     "clip": number(above=0, hint=" (a large one clips nothing)"),
     "mixed_precision": one_of("no", "bf16", "fp16"),
     "dtype": one_of("auto", *DTYPES),
@@ -84,11 +84,11 @@ RECIPE: dict[str, Check] = {
     "log_every": whole(1),
     "checkpoint_every": whole(1),
     "keep_checkpoints": whole(1),
-    "trackers": listed(text),
+    "trackers": listed(text, "names"),
     "save_dtype": one_of("float32", "bfloat16"),
     "evaluation": table(EVALUATION),
     "threads": optional(whole(1)),
-    "code": listed(text),
+    "code": listed(text, "files"),
 }
 # Of sources of data; `lookup` checks its own.
 SOURCES: dict[str, Check] = {

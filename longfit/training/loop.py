@@ -144,6 +144,8 @@ class Training:
         student = Student(self.compressor, recipe.loss_settings)
         if not student.trained():
             raise InputError(f"{self.compressor.name} has nothing to train with these options (rank 0?)")
+        if not found:
+            setup.check_losses(recipe, student, self.losses, self.batches)
         self.student, self.optimizer = accelerator.prepare(student, setup.make_optimizer(recipe, self.compressor))
         self.frozen = frozen_hashes(accelerator.unwrap_model(self.student))
         self.step, self.seconds = 0, 0.0

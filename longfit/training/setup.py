@@ -1,5 +1,6 @@
 """What a run checks before its first step, and how its optimizer is made."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from longfit.compressors.soft import LearnedCompressor
 from longfit.errors import InputError
+from longfit.training.batches import Batches
 from longfit.training.recipe import Recipe
+from longfit.training.schedules import linear, stepwise
+from longfit.training.student import LOSSES, Student
 from longfit.yaml_file import read_mapping
 
 CONFIG = "config.yaml"
@@ -48,9 +52,13 @@ def check_processes(accelerator: Accelerator, path: Path, state: dict[str, Any])
     before, now = sum(name.startswith("random-") for name in state["files"]), accelerator.num_processes
     if before != now:
         raise InputError(
-            f"{path} is of --num_processes {before}, and this run has {now}, which would draw other batches: "
-            f"launch it with {before} again (accelerate launch --num_processes {before}), or give another folder"
+            f"{path} comes from a run in {_processes(before)}; this one, in {_processes(now)}, would draw other "
+            f"batches. Launch {before} again (accelerate launch --num_processes {before}), or give another folder"
         )
+
+
+def _processes(number: int) -> str:
+    return f"{number} process{'' if number == 1 else 'es'}"
 
 
 def refuse_another_recipe(folder: Path, recipe: Recipe) -> None:
@@ -137,3 +145,17 @@ def check_lengths(recipe: Recipe, compressor: LearnedCompressor, model: Any) -> 
             f"segments of {segment} tokens are longer than the encoder's window of {encoder}; lower segment_tokens of "
             f"{compressor.name}"
         )
+
+
+def check_losses(recipe: Recipe, student: Student, losses: dict[str, Any], batches: Batches) -> None:
+    """Compute the losses of the method's own that a schedule begins at 0: a wrong name shows now, not at half of a run.
+
+    Raises:
+        InputError: the method has none of that name.
+    """
+    compressor = student.compressor
+    later = [name for name, weight in losses.items() if name not in LOSSES and not linear(weight, 0.0, name)]
+    if later:
+        batch = batches.batch(0, stepwise(recipe.context_tokens, 0.0, "context_tokens")).to(compressor.backbone.device)
+        with torch.no_grad(), compressor.drawing(random.Random(0)):
+            student(batch, dict.fromkeys(later, 1.0), (recipe.ratios_at(0.0) or [compressor.ratio])[0])
