@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import longfit
 from longfit.errors import DataError, InputError, OverlapError, TrainingError
-from longfit.training import run
+from longfit.training import run, setup
 from longfit.training.student import Student
 from tests.tiny_training import loaded, recipe, write_texts
 
@@ -137,6 +138,86 @@ def test_a_folder_of_another_recipe_is_refused_and_a_longer_run_is_not(tmp_path)
     with pytest.raises(InputError, match=r"another recipe \(lr differ\)"):
         train(tmp_path, recipe(steps=2, lr=0.5))
     assert train(tmp_path, recipe(steps=3)).steps == 3
+
+
+def test_a_loss_may_start_at_a_weight_of_0_and_moves_nothing_then(tmp_path):
+    train(tmp_path / "one", recipe(steps=1, losses={"kl": [[0, 0.0], [1, 1.0]]}, save_dtype="float32"))
+    (line,) = metrics(tmp_path / "one")
+    assert (line["loss"], line["grad_norm"]) == (0, 0) and line["kl"] > 0
+    assert not any(tensor.any() for name, tensor in weights(tmp_path / "one").items() if "lora_B" in name)
+    train(tmp_path / "four", recipe(steps=4, losses={"kl": [[0, 0.0], [1, 1.0]]}))
+    assert [line["loss"] for line in metrics(tmp_path / "four")] == pytest.approx(
+        [line["kl"] * share for line, share in zip(metrics(tmp_path / "four"), (0, 0.25, 0.5, 0.75), strict=True)]
+    )
+
+
+def test_another_number_of_processes_is_refused_and_said(tmp_path, monkeypatch):
+    class Two(Accelerator):
+        num_processes = 2
+
+    train(tmp_path, recipe(steps=2))
+    kept = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    monkeypatch.setattr(setup, "make_accelerator", lambda recipe, folder: Two())
+    with pytest.raises(InputError, match=r"a run in 1 process; this one, in 2 processes, .*Launch 1 again"):
+        train(tmp_path, recipe(steps=4))
+    assert kept == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+
+class Scaled(Accelerator):
+    """A GradScaler on a CPU, as fp16 has it on a GPU: at first its scale is too large for fp32."""
+
+    backoff = 0.5
+
+    def __init__(self):
+        super().__init__()
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=self.backoff)
+
+    def unscale_gradients(self, optimizer=None):
+        for given in self._optimizers:
+            self.scaler.unscale_(given.optimizer)
+
+
+def test_infinite_gradients_of_a_scaled_loss_leave_a_step_out_and_a_killed_run_keeps_the_scale(tmp_path, monkeypatch):
+    monkeypatch.setattr(setup, "make_accelerator", lambda recipe, folder: Scaled())
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    given = recipe(steps=12, losses={"lm": 64.0}, save_dtype="float32", keep_checkpoints=20, checkpoint_every=1)
+    train(straight, given)
+    skipped = [line["grad_norm"] is None for line in metrics(straight)]
+    last = skipped.index(False)
+    assert last >= 2 and not any(skipped[last:])
+    states = [json.loads((straight / "checkpoints" / f"step-{n:06d}" / "state.json").read_text()) for n in (last, 12)]
+    assert [state["skipped"] for state in states] == [last, 0]
+    assert [state["scaler"]["scale"] for state in states] == [2.0 ** (127 - last)] * 2
+    for number, moved in ((last, False), (last + 1, True)):
+        stored = load_file(straight / "checkpoints" / f"step-{number:06d}" / "trained.safetensors")
+        assert any(tensor.any() for name, tensor in stored.items() if "lora_B" in name) == moved
+    with pytest.raises(Killed):
+        train(killed, given, hooks=kill_at(2))
+    train(killed, given)
+    assert without_seconds(metrics(straight)) == without_seconds(metrics(killed))
+
+
+def test_a_scale_that_never_fits_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Scaled, "backoff", 0.999)
+    monkeypatch.setattr(setup, "make_accelerator", lambda recipe, folder: Scaled())
+    with pytest.raises(TrainingError, match=r"step 20: the gradients overflowed fp16.*step-000018"):
+        train(tmp_path, recipe(steps=40, losses={"lm": 64.0}))
+
+
+def test_an_infinite_gradient_without_a_scale_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda *given: torch.tensor(float("inf")))
+    with pytest.raises(TrainingError, match=r"step 1: the gradient's norm is inf"):
+        train(tmp_path)
+
+
+def test_fp16_on_a_cpu_is_refused_and_leaves_other_precisions_be(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("a GPU has it")
+    with pytest.raises(InputError, match="mixed_precision='fp16' needs a GPU"):
+        train(tmp_path, recipe(mixed_precision="fp16"))
+    with pytest.raises(InputError, match="mixed_precision='bf16' cannot be had here"):
+        Accelerator(), train(tmp_path, recipe(mixed_precision="bf16"))
+    assert train(tmp_path, recipe(steps=1)).steps == 1
 
 
 @pytest.mark.parametrize(

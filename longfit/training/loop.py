@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedType
 
 from longfit.compressors.soft import LearnedCompressor
 from longfit.errors import InputError, TrainingError
 from longfit.loading import load
-from longfit.training import checkpoint
+from longfit.training import checkpoint, setup
 from longfit.training.batches import Batch, Batches
 from longfit.training.data import sources
 from longfit.training.files import keep_lines, write_whole
@@ -26,8 +26,8 @@ from longfit.training.metrics import LOG, Metrics, check_trackers
 from longfit.training.outcome import ADAPTER, final_table, in_short, save_adapter, small_table, whole_compressor
 from longfit.training.recipe import Recipe
 from longfit.training.report import write_curves, write_table
+from longfit.training.scaling import Scaling
 from longfit.training.schedules import learning_rate, linear, stepwise
-from longfit.training.setup import CONFIG, check_lengths, check_sharding, make_optimizer, refuse_another_recipe
 from longfit.training.student import Student
 
 Hook = Callable[[int, LearnedCompressor], dict[str, Any]]
@@ -104,14 +104,9 @@ class Training:
         quiet: bool,
     ) -> None:
         self.recipe, self.folder, self.hooks, self.quiet = recipe, folder, hooks, quiet
-        self.accelerator = Accelerator(
-            mixed_precision=recipe.mixed_precision,
-            log_with=list(recipe.trackers) or None,
-            project_dir=str(folder),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
-        check_sharding(self.accelerator, given=loaded is not None)
-        refuse_another_recipe(folder, recipe)
+        self.accelerator = setup.make_accelerator(recipe, folder)
+        setup.check_sharding(self.accelerator, given=loaded is not None)
+        setup.refuse_another_recipe(folder, recipe)
         device = self.accelerator.device
         given: tuple[Any, Any] = loaded or load(recipe.model, dtype=recipe.dtype, device=device, progress=not quiet)
         model, self.tokenizer = given
@@ -121,7 +116,7 @@ class Training:
         if getattr(self.compressor, "tokenizer", self) is None:
             # Methods whose encoder has a tokenizer of its own translate between the two.
             self.compressor.__dict__["tokenizer"] = self.tokenizer
-        check_lengths(recipe, self.compressor, model)
+        setup.check_lengths(recipe, self.compressor, model)
         self.trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self.compressor.bind(model)
         try:
@@ -142,23 +137,29 @@ class Training:
             window_tokens=recipe.window_tokens,
         )
         found = checkpoint.newest(self.folder / CHECKPOINTS)
+        if found:
+            setup.check_processes(accelerator, *found)
         if recipe.warm_start and not found:  # while the weights are whole: prepare() may shard them
             self._warm_start()
         student = Student(self.compressor, recipe.loss_settings)
         if not student.trained():
             raise InputError(f"{self.compressor.name} has nothing to train with these options (rank 0?)")
-        self.student, self.optimizer = accelerator.prepare(student, make_optimizer(recipe, self.compressor))
+        if not found:
+            setup.check_losses(recipe, student, self.losses, self.batches)
+        self.student, self.optimizer = accelerator.prepare(student, setup.make_optimizer(recipe, self.compressor))
         self.frozen = frozen_hashes(accelerator.unwrap_model(self.student))
         self.step, self.seconds = 0, 0.0
         self.last: dict[str, float] = {}
+        self.scaling = Scaling(accelerator)
         if found:
             path, state = found
+            self.scaling.restore(state)
             checkpoint.restore(path, accelerator, self.student, self.optimizer)
             self.step, self.seconds, self.last = state["step"], state["seconds"], state["losses"]
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
-            write_whole(self.folder / CONFIG, text)
+            write_whole(self.folder / setup.CONFIG, text)
             keep_lines(self.folder / LOG, self.step)
         if recipe.trackers:
             accelerator.init_trackers(recipe.name)
@@ -274,9 +275,11 @@ class Training:
                 sums[name] = sums.get(name, 0.0) + float(shared) / recipe.accumulate
         norm = accelerator.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], recipe.clip)
         norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm) if norm is not None else 0.0
-        if not math.isfinite(norm):
+        if not math.isfinite(norm) and not self.scaling.active:
             self._stop(f"the gradient's norm is {norm}", batch)
         self.optimizer.step()
+        if self.scaling.stepped():
+            self._stop("the gradients overflowed fp16 in this step and in those before; try bf16", batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.seconds = time.monotonic() - self.started
@@ -284,7 +287,7 @@ class Training:
         return {
             **sums,
             "lr": recipe.lr * factor,
-            "grad_norm": norm,
+            "grad_norm": norm if math.isfinite(norm) else None,  # fp16 left this step out
             "context_tokens": context_tokens,
             "ratio": ratio,
             "seconds": round(self.seconds, 3),
@@ -309,7 +312,7 @@ class Training:
         )
 
     def _save(self) -> None:
-        state = {"step": self.step, "seconds": self.seconds, "losses": self.last}
+        state = {"step": self.step, "seconds": self.seconds, "losses": self.last, **self.scaling.state()}
         folder, keep = self.folder / CHECKPOINTS, self.recipe.keep_checkpoints
         checkpoint.save(folder, self.accelerator, self.student, self.optimizer, state, keep)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from longfit.compressors.soft import LearnedCompressor, available
 from longfit.errors import InputError
+from longfit.training.limits import checked, checked_options
 from longfit.training.schedules import choices, points
 from longfit.training.student import LossOptions
 from longfit.user_code import load_code
@@ -48,7 +49,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run.
+    """One training run. Values that cannot be are an `InputError`; see `limits`.
 
     Attributes:
         name: of the run, and of its folder below runs/ where none is given.
@@ -118,6 +119,10 @@ class Recipe:
     threads: int | None = None
     code: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        for name, value in checked({f.name: getattr(self, f.name) for f in fields(self)}).items():
+            object.__setattr__(self, name, value)
+
     @classmethod
     def read(cls, source: "str | Path | dict[str, Any] | Recipe") -> "Recipe":
         """From a YAML file or a mapping.
@@ -129,48 +134,13 @@ class Recipe:
             return source
         given = source if isinstance(source, dict) else read_mapping(Path(source))
         known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(given) - known):
+        if unknown := sorted(map(str, set(given) - known)):
             raise InputError(f"unknown recipe key {', '.join(unknown)}; known: {', '.join(sorted(known))}")
         if missing := sorted({"name", "compressor", "data", "steps"} - set(given)):
             raise InputError(f"the recipe lacks {', '.join(missing)}")
         recipe = cls(**given)
-        recipe._check()
         load_code(recipe.code, None if isinstance(source, dict) else Path(source).parent)
         return recipe
-
-    def _check(self) -> None:
-        for name, least in (
-            ("steps", 1),
-            ("target_tokens", 2),
-            ("window_tokens", 0),
-            ("warm_start", 0),
-            ("batch_size", 1),
-            ("accumulate", 1),
-            ("log_every", 1),
-            ("checkpoint_every", 1),
-            ("keep_checkpoints", 1),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise InputError(f"{name}={value!r} of the recipe has to be a whole number, at least {least}")
-        if not isinstance(self.code, list):
-            raise InputError(f"code of the recipe is a list of files, not {self.code!r}")
-        if not isinstance(self.data, list) or not all(isinstance(entry, dict) for entry in self.data):
-            raise InputError(f"data of the recipe is a list of mappings, not {self.data!r}")
-        choices(self.ratios, "ratios")
-        for _, tokens in points(self.context_tokens, "context_tokens"):
-            if not isinstance(tokens, int) or tokens <= self.window_tokens:
-                raise InputError(f"context_tokens={tokens!r} has to be whole and above window_tokens")
-        if self.max_seconds is not None and self.max_seconds <= 0:
-            raise InputError(f"max_seconds={self.max_seconds!r} has to be above 0")
-        if self.schedule_by not in ("steps", "time") or (self.schedule_by == "time" and not self.max_seconds):
-            raise InputError('schedule_by is "steps", or "time" together with max_seconds')
-        if self.save_dtype not in ("float32", "bfloat16"):
-            raise InputError(f"save_dtype={self.save_dtype!r} has to be float32 or bfloat16")
-        for name in self.losses:
-            points(self.losses[name], name)
-        _options(LossOptions, self.loss_options, "loss_options")
-        _options(Evaluation, self.evaluation, "evaluation")
 
     def within(self, max_seconds: float) -> "Recipe":
         """The same with another limit of time.
@@ -178,9 +148,7 @@ class Recipe:
         Raises:
             InputError: the limit is not above 0.
         """
-        recipe = replace(self, max_seconds=max_seconds)
-        recipe._check()
-        return recipe
+        return replace(self, max_seconds=max_seconds)
 
     @property
     def longest_context(self) -> int:
@@ -198,11 +166,11 @@ class Recipe:
 
     @property
     def loss_settings(self) -> LossOptions:
-        return _options(LossOptions, self.loss_options, "loss_options")
+        return LossOptions(**self.loss_options)
 
     @property
     def evaluation_settings(self) -> Evaluation:
-        return _options(Evaluation, self.evaluation, "evaluation")
+        return Evaluation(**self.evaluation)
 
     def make_compressor(self) -> LearnedCompressor:
         """The method with its options, bound to nothing; it starts from initial weights unless `adapter` is given.
@@ -214,7 +182,7 @@ class Recipe:
         name, options = (given, {}) if isinstance(given, str) else next(iter(given.items()))
         if name not in available():
             raise InputError(f"no learned compressor is called {name!r}; there are {', '.join(available())}")
-        options = {"adapter": "untrained", **(options or {})}
+        options = {"adapter": "untrained", **checked_options(available()[name], options or {}, name)}
         if self.ratios and "ratio" not in options:
             options["ratio"] = self.final_ratios[0]
         lowest = min((ratio for _, ratios in choices(self.ratios, "ratios") for ratio in ratios), default=None)
@@ -232,11 +200,3 @@ class Recipe:
         """Keys in which a run of `other` could not go on as this."""
         own = self.to_dict()
         return sorted(key for key in own if key not in FREE and own[key] != other.get(key))
-
-
-def _options(kind: Any, given: dict[str, Any], name: str) -> Any:
-    try:
-        return kind(**given)
-    except TypeError as error:
-        known = ", ".join(f.name for f in fields(kind))
-        raise InputError(f"{name} of the recipe: {error}; known: {known}") from error

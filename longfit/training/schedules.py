@@ -5,6 +5,9 @@ from itertools import pairwise
 from typing import Any
 
 from longfit.errors import InputError
+from longfit.training.checks import Check, as_number, whole
+
+_RATIO = whole(1)
 
 
 def stepwise(given: Any, progress: float, name: str) -> Any:
@@ -31,16 +34,24 @@ def points(given: Any, name: str) -> list[tuple[float, Any]]:
     Raises:
         InputError: it does not start at 0, does not rise, or is neither a number nor a list of pairs.
     """
-    if isinstance(given, int | float):
-        return [(0.0, given)]
-    try:
-        found = [(float(start), value) for start, value in given]
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name}={given!r} is neither a number nor [[progress, value], ...]") from error
-    _check_starts(found, given, name)
-    if not all(isinstance(value, int | float) for _, value in found):
-        raise InputError(f"{name}={given!r}: its values have to be numbers")
-    return found
+    if (only := as_number(given)) is not None:
+        return [(0.0, only)]
+    if not isinstance(given, list | tuple) or not all(_is_pair(entry) for entry in given):
+        raise InputError(f"{name}={given!r} is neither a number nor [[progress, value], ...]")
+    found = [(as_number(start), as_number(value)) for start, value in given]
+    if any(start is None or value is None for start, value in found):
+        raise InputError(f"{name}={given!r}: its points have to be numbers, [[progress, value], ...]")
+    return _rising([(float(start), value) for start, value in found if start is not None], given, name)
+
+
+def schedule(check: Check) -> Check:
+    """A value, or `[[progress, value], ...]`, whose values pass a check."""
+
+    def checked_schedule(given: Any, name: str) -> Any:
+        found = [[start, check(value, name)] for start, value in points(given, name)]
+        return found if isinstance(given, list | tuple) else found[0][1]
+
+    return checked_schedule
 
 
 def choices(given: Any, name: str) -> list[tuple[float, list[int]]]:
@@ -55,24 +66,29 @@ def choices(given: Any, name: str) -> list[tuple[float, list[int]]]:
     if not isinstance(given, list | tuple):
         raise problem
     if not any(isinstance(entry, list | tuple) for entry in given):
-        found = [(0.0, list(given))]
+        pairs: list[Any] = [(0.0, given)]
+    elif all(_is_pair(entry) and isinstance(entry[1], list | tuple) and entry[1] for entry in given):
+        pairs = [(as_number(start), values) for start, values in given]
     else:
-        try:
-            found = [(float(start), list(values)) for start, values in given]
-        except (TypeError, ValueError) as error:
-            raise problem from error
-        if not all(values for _, values in found):
-            raise problem
-    _check_starts(found, given, name)
-    if any(not isinstance(value, int) or value < 1 for _, values in found for value in values):
         raise problem
-    return found
+    if any(start is None for start, _ in pairs):
+        raise problem
+    try:
+        found = [(float(start), [_RATIO(value, name) for value in values]) for start, values in pairs]
+    except InputError as error:
+        raise problem from error
+    return _rising(found, given, name)
 
 
-def _check_starts(found: list[tuple[float, Any]], given: Any, name: str) -> None:
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, list | tuple) and len(entry) == 2
+
+
+def _rising(found: list[tuple[float, Any]], given: Any, name: str) -> list[tuple[float, Any]]:
     starts = [start for start, _ in found]
     if not found or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] > 1:
         raise InputError(f"{name}={given!r}: the progress of its points has to rise from 0 and stay below 1")
+    return found
 
 
 def learning_rate(step: int, progress: float, warmup_steps: int, final: float) -> float:

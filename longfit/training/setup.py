@@ -1,18 +1,64 @@
 """What a run checks before its first step, and how its optimizer is made."""
 
+import random
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from longfit.compressors.soft import LearnedCompressor
 from longfit.errors import InputError
+from longfit.training.batches import Batches
 from longfit.training.recipe import Recipe
+from longfit.training.schedules import linear, stepwise
+from longfit.training.student import LOSSES, Student
+from longfit.yaml_file import read_mapping
 
 CONFIG = "config.yaml"
+
+
+def make_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
+    """accelerate as it was launched, with the recipe's precision and trackers.
+
+    Raises:
+        InputError: a precision that this machine, or this process, cannot have.
+    """
+    wanted = f"mixed_precision={recipe.mixed_precision!r}"
+    if recipe.mixed_precision == "fp16" and PartialState().device.type == "cpu":
+        raise InputError(f"{wanted} needs a GPU, and this runs on a CPU; use no or bf16")
+    try:
+        return Accelerator(
+            mixed_precision=recipe.mixed_precision,
+            log_with=list(recipe.trackers) or None,
+            project_dir=str(folder),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+    except ValueError as error:
+        # One process has one precision: accelerate keeps it for good.
+        raise InputError(f"{wanted} cannot be had here: {error}") from error
+
+
+def check_processes(accelerator: Accelerator, path: Path, state: dict[str, Any]) -> None:
+    """Refuse to go on with more or fewer processes than before: what each one draws depends on their number.
+
+    Args:
+        path: of the checkpoint, which has the random state of every process; state: as it was saved.
+
+    Raises:
+        InputError: their number, then and now.
+    """
+    before, now = sum(name.startswith("random-") for name in state["files"]), accelerator.num_processes
+    if before != now:
+        raise InputError(
+            f"{path} comes from a run in {_processes(before)}; this one, in {_processes(now)}, would draw other "
+            f"batches. Launch {before} again (accelerate launch --num_processes {before}), or give another folder"
+        )
+
+
+def _processes(number: int) -> str:
+    return f"{number} process{'' if number == 1 else 'es'}"
 
 
 def refuse_another_recipe(folder: Path, recipe: Recipe) -> None:
@@ -22,7 +68,7 @@ def refuse_another_recipe(folder: Path, recipe: Recipe) -> None:
         InputError: it is; what may differ is in `recipe.FREE`.
     """
     file = folder / CONFIG
-    before = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else recipe.to_dict()
+    before = read_mapping(file) if file.is_file() else recipe.to_dict()
     if different := recipe.differs(before):
         raise InputError(f"{folder} holds a run of another recipe ({', '.join(different)} differ); give another folder")
 
@@ -79,12 +125,18 @@ def check_lengths(recipe: Recipe, compressor: LearnedCompressor, model: Any) -> 
     Raises:
         InputError: which, and what would fit.
     """
-    longest = recipe.longest_context
+    longest, evaluation = recipe.longest_context, recipe.evaluation_settings
     window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if window and longest + recipe.target_tokens > window:
         raise InputError(
             f"context_tokens={longest} and target_tokens={recipe.target_tokens} do not fit into the model's {window} "
             "positions; lower them"
+        )
+    evaluated = max(evaluation.context_tokens, default=0) if evaluation.n or evaluation.every else 0
+    if window and evaluated + recipe.target_tokens > window:
+        raise InputError(
+            f"evaluation.context_tokens={evaluated} and target_tokens={recipe.target_tokens} do not fit into the "
+            f"model's {window} positions; lower them"
         )
     segment = min(compressor.segment_tokens, longest)
     encoder = getattr(compressor, "encoder_window", None) or window
@@ -93,3 +145,17 @@ def check_lengths(recipe: Recipe, compressor: LearnedCompressor, model: Any) -> 
             f"segments of {segment} tokens are longer than the encoder's window of {encoder}; lower segment_tokens of "
             f"{compressor.name}"
         )
+
+
+def check_losses(recipe: Recipe, student: Student, losses: dict[str, Any], batches: Batches) -> None:
+    """Compute the losses of the method's own that a schedule begins at 0: a wrong name shows now, not at half of a run.
+
+    Raises:
+        InputError: the method has none of that name.
+    """
+    compressor = student.compressor
+    later = [name for name, weight in losses.items() if name not in LOSSES and not linear(weight, 0.0, name)]
+    if later:
+        batch = batches.batch(0, stepwise(recipe.context_tokens, 0.0, "context_tokens")).to(compressor.backbone.device)
+        with torch.no_grad(), compressor.drawing(random.Random(0)):
+            student(batch, dict.fromkeys(later, 1.0), (recipe.ratios_at(0.0) or [compressor.ratio])[0])

@@ -92,7 +92,8 @@ class Student(nn.Module):
         Raises:
             InputError: a loss that neither this nor the method has.
         """
-        wanted = {name for name, weight in weights.items() if weight}
+        # Where a schedule has put all of them to 0, they are computed all the same, and move nothing.
+        wanted = {name for name, weight in weights.items() if weight} or set(weights)
         parts: dict[str, Tensor] = {}
         if "next_segment" in wanted:
             parts["next_segment"] = self._next_segment(batch.context, ratio)
@@ -105,7 +106,7 @@ class Student(nn.Module):
                 parts["ae"] = self._autoencoding(encoded, batch.context)
             if wanted & {*ON_TARGET, "continuation"}:
                 parts |= self._on_target(encoded, batch, wanted)
-        parts["loss"] = torch.stack([weights[name] * parts[name].float() for name in wanted]).sum()
+        parts["loss"] = torch.stack([weights[name] * parts[name].float() for name in weights if name in wanted]).sum()
         return parts
 
     def _on_target(self, encoded: Any, batch: Batch, wanted: set[str]) -> dict[str, Tensor]:

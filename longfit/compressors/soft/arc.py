@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from longfit.compressors.soft.adapters import Adapters, SplitAdapters
+from longfit.compressors.soft.adapters import WEIGHTS, Adapters, SplitAdapters
 from longfit.compressors.soft.backbone import Backbone
 from longfit.compressors.soft.base import ENCODER, READER
 from longfit.compressors.soft.embeddings import embedding_sample, embedding_size
@@ -101,6 +101,8 @@ class Arc(SlotCompressor):
         return nn.ModuleDict({"projector": projector, "cues": cues})
 
     def make_adapters(self, model: Any, ranks: dict[str, int]) -> Adapters | SplitAdapters:
+        if self.encoder_weights is not None and not (Path(self.encoder_weights) / ENCODER / WEIGHTS).is_file():
+            raise InputError(f"{self.name}: encoder_weights={self.encoder_weights!r} holds no {ENCODER}/{WEIGHTS}")
         reader = {name: rank for name, rank in ranks.items() if name == READER and self.reader_adapter}
         encoder = {name: rank for name, rank in ranks.items() if name == ENCODER}
         alone, layers = self.reading_encoder.model is not model, {ENCODER: self.kept_layers}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longfit.errors import InputError
+from longfit.training.checks import mapping, number, whole
 from longfit.training.data.documents import Pool, tokens_of
 from longfit.training.data.episode import ANSWER, EVAL, TEXT, Builder, Episode
 
@@ -82,11 +83,15 @@ class Lookup:
         on_topic: float = 0.25,
     ) -> None:
         self.pools, self.tokenizer = pools, tokenizer
-        self.kinds = dict(kinds or {"word": 1.0})
+        self.kinds = mapping(number(least=0))(kinds or {"word": 1.0}, "lookup.kinds")
         if unknown := sorted(set(self.kinds) - set(SENTENCES)):
             raise InputError(f"lookup has no facts of kind {', '.join(unknown)}; there are {', '.join(SENTENCES)}")
-        if not 1 <= asked <= facts <= len(NOUNS):
+        if not sum(self.kinds.values()):
+            raise InputError(f"lookup.kinds={kinds!r}: none of them has a chance; give one a number above 0")
+        asked, facts = whole(1)(asked, "lookup.asked"), whole(1)(facts, "lookup.facts")
+        if not asked <= facts <= len(NOUNS):
             raise InputError(f"lookup asks {asked} of {facts} facts; give 1 <= asked <= facts <= {len(NOUNS)}")
+        on_topic = number(least=0, most=1)(on_topic, "lookup.on_topic")
         self.facts, self.asked, self.on_topic = facts, asked, on_topic if pools else 1.0
 
     def episode(self, rng: random.Random, context_tokens: int, target_tokens: int, split: str, step: int) -> Episode:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from longfit.errors import InputError, OverlapError
+from longfit.training.checks import number
 from longfit.training.data.documents import pools
 from longfit.training.data.episode import EVAL, TRAIN, Source
 from longfit.training.data.lookup import Lookup
 from longfit.training.data.questions import FILES, Questions
 from longfit.training.data.streaming import Streamed, hub_stream
 from longfit.training.data.text import Text
+from longfit.training.limits import SOURCES
 
 DOCUMENTS = ("files", "eval_files", "long_factor", "long_tokens")
 DATASET = ("dataset", "config", "split", "column", "revision")
@@ -35,9 +37,7 @@ def sources(given: Sequence[dict[str, Any]], tokenizer: Any, data: str | Path | 
     made = []
     for entry in given:
         options = dict(entry)
-        weight = options.pop("weight", 1.0)
-        if not isinstance(weight, int | float) or weight < 0:
-            raise InputError(f"weight={weight!r} of a data source has to be a number, 0 or more")
+        weight = number(least=0)(options.pop("weight", 1.0), f"{options.get('kind')}.weight")
         made.append((float(weight), source(options, tokenizer, data)))
     if not sum(weight for weight, _ in made):
         raise InputError("every data source has weight 0")
@@ -48,6 +48,7 @@ def sources(given: Sequence[dict[str, Any]], tokenizer: Any, data: str | Path | 
 def source(options: dict[str, Any], tokenizer: Any, data: str | Path | None) -> Source:
     """One source by its options."""
     kind = options.pop("kind", None)
+    options |= {key: SOURCES[key](value, f"{kind}.{key}") for key, value in options.items() if key in SOURCES}
     if kind not in KINDS:
         raise InputError(f"no data source is called {kind!r}; there are {', '.join(KINDS)}")
     if kind in FILES:
@@ -87,7 +88,7 @@ def _arguments(maker: Any, *without: str) -> tuple[str, ...]:
 
 
 def _known(kind: str, options: dict[str, Any], known: tuple[str, ...]) -> None:
-    if unknown := sorted(set(options) - set(known)):
+    if unknown := sorted(map(str, set(options) - set(known))):
         raise InputError(
             f"data source {kind!r} has no option {', '.join(unknown)}; it has weight"
             + "".join(f", {name}" for name in sorted(known))
