@@ -9,8 +9,10 @@ import torch
 
 from longfit.compressors.soft import artifact
 from longfit.compressors.soft.base import _REGISTRY
+from longfit.compressors.soft.qd_lcirc import QDLCIRC
 from longfit.compressors.soft.strided_kv import StridedKV
 from longfit.errors import FingerprintError, InputError, LoadError
+from tests.soft_models import FOREIGN, METHODS, bound
 from tests.tiny import tiny_model
 from tests.tiny_training import loaded
 
@@ -155,11 +157,30 @@ def test_shipped_adapters_are_found_by_name(saved, tmp_path, monkeypatch):
         StridedKV(adapter="b").bind(loaded()[0])
 
 
-def test_a_ratio_that_was_not_trained_warns(saved):
-    _, folder = saved
-    compressor = StridedKV(adapter=str(folder)).bind(loaded()[0])
+@pytest.mark.parametrize("case", [*METHODS, *FOREIGN])
+def test_a_ratio_that_was_not_trained_warns(case, tmp_path):
+    before = bound(case, "llama")
+    if not before.parameters():
+        pytest.skip("nothing trains")
+    artifact.save(before, tmp_path / "a", base_name="tiny", trained_ratios=[3, 6])
+    compressor = bound(case, "llama", adapter=str(tmp_path / "a"))
     with pytest.warns(UserWarning, match="trained for 3, 6 tokens a slot, not for 5"):
         compressor.compress(IDS, ratio=5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         compressor.compress(IDS, ratio=6)
+
+
+def test_so_do_several_ratios_at_once(tmp_path):
+    artifact.save(bound("mean_pool", "llama"), tmp_path / "a", base_name="tiny", trained_ratios=[3, 6])
+    compressor = bound("mean_pool", "llama", adapter=str(tmp_path / "a"))
+    with pytest.warns(UserWarning, match="not for 5"):
+        compressor.compress_by_ratio(IDS, [3, 5])
+
+
+def test_a_question_does_not_keep_the_warning_back(tmp_path):
+    options = {"segment_tokens": 12, "ratio": 3}
+    artifact.save(QDLCIRC(adapter="untrained", **options).bind(loaded()[0]), tmp_path / "a", trained_ratios=[3, 6])
+    compressor = QDLCIRC(adapter=str(tmp_path / "a")).bind(loaded()[0])
+    with compressor.asking(IDS[:, :4]), pytest.warns(UserWarning, match="not for 5"):
+        compressor.compress(IDS, ratio=5)

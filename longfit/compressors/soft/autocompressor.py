@@ -85,11 +85,12 @@ class AutoCompressor(SlotTableCompressor):
         return random_spans(tokens, segments, self.segment_tokens, self.rng)
 
     def compress(self, ids: Tensor, past: Encoded | None = None, ratio: int | None = None) -> Encoded:
-        encoded = past
+        encoded, ratio = past, ratio or self.ratio
+        self.check_ratio(ratio)
         for done, (start, stop) in enumerate(self.spans(ids.shape[1])):
             if encoded is not None and self.detach_every and done and done % self.detach_every == 0:
                 encoded = encoded.detach()
-            encoded = self.encode(ids[:, start:stop], encoded, ratio or self.ratio)
+            encoded = self.encode(ids[:, start:stop], encoded, ratio)
             self.observer(stop)
         if encoded is None:
             raise InputError(f"{self.name}: the context is empty")

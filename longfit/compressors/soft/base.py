@@ -229,15 +229,19 @@ class LearnedCompressor:
     def compress(self, ids: Tensor, past: Encoded | None = None, ratio: int | None = None) -> Encoded:
         """A whole context [B, n], segment by segment, after what `past` holds."""
         encoded, ratio = past, ratio or self.ratio
-        if self.trained_ratios and ratio not in self.trained_ratios:
-            known = ", ".join(map(str, self.trained_ratios))
-            warnings.warn(f"{self.name}: the adapter was trained for {known} tokens a slot, not for {ratio}")
+        self.check_ratio(ratio)
         for start, stop in self.spans(ids.shape[1]):
             encoded = self.encode(ids[:, start:stop], encoded, ratio)
             self.observer(stop)
         if encoded is None:
             raise InputError(f"{self.name}: the context is empty")
         return encoded
+
+    def check_ratio(self, ratio: int) -> None:
+        """Warn where the weights were trained, but not for this ratio. Every way to compress a context asks it."""
+        if self.trained_ratios and ratio not in self.trained_ratios:
+            known = ", ".join(map(str, self.trained_ratios))
+            warnings.warn(f"{self.name}: the adapter was trained for {known} tokens a slot, not for {ratio}")
 
     def spans(self, tokens: int) -> list[tuple[int, int]]:
         """Start and stop of the segments that `tokens` tokens are cut into."""

@@ -59,6 +59,8 @@ class MeanPool(SlotCompressor):
     def compress_by_ratio(self, ids: Tensor, ratios: Sequence[int]) -> dict[int, Encoded]:
         """`compress` of a whole context [B, n] for several ratios, each segment read once."""
         encoded: dict[int, Encoded] = {}
+        for ratio in ratios:
+            self.check_ratio(ratio)
         for start, stop in segment_spans(ids.shape[1], self.segment_tokens):
             segment = ids[:, start:stop]
             rest = segment[:, self.sink_tokens if start == 0 else 0 :]
