@@ -116,8 +116,13 @@ def test_bfloat16_reader_with_an_fp32_encoder():
 
 
 def test_mistakes_are_told():
-    with pytest.raises(InputError, match="smaller ratio"):
-        e2llm(ratio=100).compress(byte_ids("x" * 100))
+    method = e2llm(ratio=100)
+    assert method.encoder_window == 64
+    assert method.compress(byte_ids("x" * 65)).slots == 2
+    with pytest.raises(
+        InputError, match="a chunk of the text takes 65 tokens of its encoder, whose window is 64; choo"
+    ):
+        method.compress(byte_ids("x" * 66))
     with pytest.raises(InputError, match="heads do not divide"):
         e2llm(heads=5)
     with pytest.raises(InputError, match="needs an encoder"):

@@ -21,6 +21,7 @@ from longfit.compressors.soft.slots import SlotCompressor
 from longfit.errors import InputError
 
 CUES = ("ae", "continuation")
+LOWER = "lower segment_tokens"
 
 
 @dataclass
@@ -95,6 +96,8 @@ class Arc(SlotCompressor):
         if self.encoder_tokenizer is not None:
             own = reader_tokenizer(self.tokenizer, backbone.model, self.name)
             self.source_tokenizer = None if same_vocabulary(own, self.encoder_tokenizer) else own
+            if self.source_tokenizer is None:  # else only the text of a segment tells how many tokens it becomes
+                self.check_window(self.segment_tokens, f"a segment of {self.segment_tokens} tokens", LOWER)
         sample, width = embedding_sample(backbone), self.reading_encoder.width
         projector = Projector(width, backbone.width, embedding_size(backbone), self.bottleneck or 2 * width // 3)
         cues = nn.ModuleDict({name: SlotEmbedding(1, sample) for name in CUES})
@@ -145,6 +148,10 @@ class Arc(SlotCompressor):
         return {name: value for name, value in super().options().items() if name != "tokenizer"} | {"encoder": named}
 
     @property
+    def encoder_window(self) -> int | None:
+        return getattr(self.reading_encoder.config, "max_position_embeddings", None)
+
+    @property
     def kept_layers(self) -> int:
         return len(self.reading_encoder.layers) - self.cut_layers
 
@@ -175,7 +182,12 @@ class Arc(SlotCompressor):
         return tokens_of(self.encoder_tokenizer, rows, self.reading_encoder.device)
 
     def pooled(self, ids: Tensor, lengths: Tensor, m: int) -> Tensor:
-        """The encoder's states [B, m, Es] for its own ids [B, n], of which `lengths` [B] count."""
+        """The encoder's states [B, m, Es] for its own ids [B, n], of which `lengths` [B] count.
+
+        Raises:
+            InputError: they are more than the encoder takes at once.
+        """
+        self.check_window(ids.shape[1], "a segment", LOWER)
         ids = torch.nn.functional.pad(ids, (0, max(0, m - ids.shape[1])))
         n, encoder = ids.shape[1], self.reading_encoder
         seen = (torch.arange(n) < lengths[:, None]).to(ids.device)

@@ -273,6 +273,29 @@ class LearnedCompressor:
         """Names of the learned embeddings that may stand between context and ids."""
         return list(cast(nn.ModuleDict, self.modules["cues"])) if "cues" in self.modules else []
 
+    @property
+    def encoder_window(self) -> int | None:
+        """Tokens that a bound method's encoder takes at once; None where nothing but the reader's own window limits
+        it."""
+        return None
+
+    def check_window(self, tokens: int, what: str, remedy: str) -> None:
+        """Refuse what the encoder has no positions for.
+
+        Args:
+            tokens: of the encoder, read at once.
+            what: they are.
+            remedy: what to change.
+
+        Raises:
+            InputError: they are more than the encoder's window.
+        """
+        window = self.encoder_window
+        if window is not None and tokens > window:
+            raise InputError(
+                f"{self.name}: {what} takes {tokens} tokens of its encoder, whose window is {window}; {remedy}"
+            )
+
     def slots_for(self, tokens: int, ratio: int | None = None) -> int:
         """Slots and sinks that a context of `tokens` tokens becomes."""
         ratio = ratio or self.ratio
