@@ -62,7 +62,11 @@ class Arc(SlotCompressor):
     )
     trains = "encoder LoRA, a projector and two cues for each reader; with reader_adapter LoRA of the reader"
     adapters_used = (ENCODER, READER)
-    left_out = "full training of the encoder; pooling by clusters or in several layers; quantised storage"
+    left_out = (
+        "full training of the encoder; joint training of several readers, one drawn in each step (the loop trains one, "
+        "and a further one's own parts afterwards); plain tokens before the slots of a continuation; the fine-tuning "
+        "stage on few-shot examples; pooling by clusters or in several layers; quantised storage"
+    )
     losses: ClassVar[dict[str, float]] = {"ae": 0.2, "continuation": 0.8}
 
     encoder: Any = None

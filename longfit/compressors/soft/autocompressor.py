@@ -51,7 +51,10 @@ class AutoCompressor(SlotTableCompressor):
     summary = "summary vectors from the last hidden states of added slots, read as input embeddings"
     memory = "soft"
     trains = "summary slots, their gain, LoRA that acts while writing and reading"
-    left_out = "OPT's zero positions for slots; no loss on the first segment"
+    left_out = (
+        "OPT's zero positions for slots; the loss on the first segment; a segment's first token predicted by the last "
+        "of the one before (here by the last slot); joining summaries of passages that were read alone"
+    )
     recurrent = True
     adapters_used = (ENCODER,)
     shared_adapter = True

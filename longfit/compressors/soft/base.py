@@ -24,6 +24,7 @@ from longfit.compressors.soft.encoded import Encoded
 from longfit.compressors.soft.layout import segment_spans
 from longfit.errors import InputError
 from longfit.registry import register
+from longfit.shapes import ModelShape
 
 _REGISTRY: dict[str, type["LearnedCompressor"]] = {}
 ENCODER, READER = "encoder", "reader"
@@ -302,6 +303,15 @@ class LearnedCompressor:
         spans = segment_spans(tokens, self.segment_tokens)
         sinks = min(self.sink_tokens, spans[0][1]) if spans else 0
         return sinks + sum(-(-(stop - start - (sinks if start == 0 else 0)) // ratio) for start, stop in spans)
+
+    def bytes_for(self, tokens: int, shape: ModelShape, ratio: int | None = None) -> int:
+        """Bytes of the slots and sinks that a context of `tokens` tokens becomes, for a reader of this shape. Sliding
+        layers hold the raw entries of their window."""
+        slots = self.slots_for(tokens, ratio)
+        if self.memory != "kv":
+            return slots * shape.hidden_size * shape.dtype_bytes
+        raw = min(tokens, shape.sliding_window - 1)
+        return shape.entry_kv_bytes * (shape.full_layers * slots + shape.sliding_layers * raw)
 
     def ratios(self) -> tuple[int, ...]:
         """Ratios that may be used, ascending: those the weights were trained for, or from its own up without any."""

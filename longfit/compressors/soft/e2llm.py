@@ -46,7 +46,7 @@ class E2LLM(SlotCompressor):
     source = "Liao et al. 2025, E2LLM"
     summary = "a pretrained text encoder, attention pooling and an adapter: one embedding for each chunk of 100 tokens"
     trains = "encoder LoRA, attention pooling, adapter, reader LoRA"
-    left_out = "chunks that end at sentences; reconstruction over a sliding window of chunks"
+    left_out = "chunks of characters that end at sentences; reconstruction over a sliding window of chunks"
     foreign_encoder = True
     adapters_used = (ENCODER, READER)
     losses: ClassVar[dict[str, float]] = {"ce": 1.0, "ae": 1e-7}
