@@ -7,12 +7,12 @@ import warnings
 import pytest
 import torch
 
-from longfit.compressors.soft import artifact
+from longfit.compressors.soft import artifact, available
 from longfit.compressors.soft.base import _REGISTRY
 from longfit.compressors.soft.qd_lcirc import QDLCIRC
 from longfit.compressors.soft.strided_kv import StridedKV
 from longfit.errors import FingerprintError, InputError, LoadError
-from tests.soft_models import FOREIGN, METHODS, bound
+from tests.soft_models import FOREIGN, METHODS, OPTIONS, bound, form
 from tests.tiny import tiny_model
 from tests.tiny_training import loaded
 
@@ -98,6 +98,22 @@ def test_another_model_is_refused_by_its_sizes_and_by_its_weights(saved):
     with pytest.raises(FingerprintError, match="other weights"):
         StridedKV(adapter=str(folder)).bind(model)
     assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_another_encoder_is_refused_by_its_sizes_and_by_its_weights(case, tmp_path):
+    artifact.save(bound(case, "llama"), tmp_path / "a", base_name="tiny")
+    bound(case, "llama", adapter=str(tmp_path / "a"))
+    (other, tokenizer), reader = form(case)[1]["encoder"], tiny_model("llama")
+    other.get_input_embeddings().weight.data *= 1.5
+    given = {**OPTIONS, **form(case)[1], "adapter": str(tmp_path / "a"), "encoder": (other, tokenizer)}
+    with pytest.raises(FingerprintError, match=r"trained with the encoder .* has other weights"):
+        available()[form(case)[0]](**given).bind(reader)
+    for model in (reader, other):
+        assert not any("lora" in name for name, _ in model.named_modules())
+    other.config.num_attention_heads = 2
+    with pytest.raises(FingerprintError, match=r"trained with the encoder .* with num_attention_heads=4"):
+        available()[form(case)[0]](**given).bind(reader)
 
 
 def test_a_file_that_is_cut_off_missing_or_changed_is_refused(saved):

@@ -152,6 +152,11 @@ class Arc(SlotCompressor):
         return {name: value for name, value in super().options().items() if name != "tokenizer"} | {"encoder": named}
 
     @property
+    def encoder_model(self) -> Any:
+        model = self.reading_encoder.model
+        return None if model is self.backbone.model else model
+
+    @property
     def encoder_window(self) -> int | None:
         return getattr(self.reading_encoder.config, "max_position_embeddings", None)
 

@@ -275,6 +275,11 @@ class LearnedCompressor:
         return list(cast(nn.ModuleDict, self.modules["cues"])) if "cues" in self.modules else []
 
     @property
+    def encoder_model(self) -> Any:
+        """The model that encodes for a bound method, where it is another one than the reader; else None."""
+        return None
+
+    @property
     def encoder_window(self) -> int | None:
         """Tokens that a bound method's encoder takes at once; None where nothing but the reader's own window limits
         it."""

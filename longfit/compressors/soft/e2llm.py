@@ -88,6 +88,10 @@ class E2LLM(SlotCompressor):
         return {name: value for name, value in super().options().items() if name != "tokenizer"} | {"encoder": named}
 
     @property
+    def encoder_model(self) -> Any:
+        return self.text_encoder.model
+
+    @property
     def encoder_window(self) -> int | None:
         return getattr(self.text_encoder.model.config, "max_position_embeddings", None)
 
