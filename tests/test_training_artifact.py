@@ -14,7 +14,7 @@ from longfit.compressors.soft.strided_kv import StridedKV
 from longfit.errors import FingerprintError, InputError, LoadError
 from tests.soft_models import FOREIGN, METHODS, OPTIONS, bound, form
 from tests.tiny import tiny_model
-from tests.tiny_training import loaded
+from tests.tiny_training import byte_tokenizer, loaded
 
 IDS = torch.arange(2, 42)[None]
 
@@ -114,6 +114,18 @@ def test_another_encoder_is_refused_by_its_sizes_and_by_its_weights(case, tmp_pa
     other.config.num_attention_heads = 2
     with pytest.raises(FingerprintError, match=r"trained with the encoder .* with num_attention_heads=4"):
         available()[form(case)[0]](**given).bind(reader)
+
+
+def test_the_readers_own_weights_as_encoder_and_another_model_are_told_apart(tmp_path):
+    first = bound("arc", "llama", tokenizer=byte_tokenizer())
+    artifact.save(first.for_reader(tiny_model("qwen3"), byte_tokenizer()), tmp_path / "second", base_name="tiny")
+    with pytest.raises(FingerprintError, match="trained with the encoder LlamaForCausalLM"):
+        bound("arc", "qwen3", adapter=str(tmp_path / "second"))
+    artifact.save(bound("arc", "llama"), tmp_path / "own", base_name="tiny")
+    with pytest.raises(FingerprintError, match="trained with the encoder tiny"):
+        bound("arc foreign", "llama", adapter=str(tmp_path / "own"), cut_layers=1)
+    twin = (tiny_model("llama"), byte_tokenizer())
+    bound("arc foreign", "llama", adapter=str(tmp_path / "own"), cut_layers=1, encoder=twin)
 
 
 def test_a_file_that_is_cut_off_missing_or_changed_is_refused(saved):

@@ -75,15 +75,16 @@ class Artifact:
         self._check(self.facts["base"], model, "on")
 
     def check_encoder(self, compressor: "LearnedCompressor") -> None:
-        """Refuse an encoder of a bound compressor that the weights were not trained with; nothing where the reader's
-        own weights encode, or where nobody wrote down which encoder it was.
+        """Refuse an encoder of a bound compressor that the weights were not trained with, another model or the reader's
+        own weights. Older adapters do not say which one it was.
 
         Raises:
             FingerprintError: another size, or other weights.
         """
         wanted, model = self.facts.get("encoder"), compressor.encoder_model
-        if wanted is not None and model is not None:
-            self._check(wanted, model, "with the encoder")
+        if "encoder" in self.facts and (wanted is not None or model is not None):
+            own = compressor.backbone.model
+            self._check(wanted or self.facts["base"], own if model is None else model, "with the encoder")
 
     def _check(self, wanted: dict[str, Any], model: Any, how: str) -> None:
         """Raise where a model is not the one that `base_facts` once gave `wanted` of."""
