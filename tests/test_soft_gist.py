@@ -102,7 +102,25 @@ def test_more_gists_than_there_are_embeddings_are_refused():
         compressor.compress(words(1, 9), ratio=2)
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 5, 14])
+def test_gists_that_start_as_the_mean_of_their_tokens(tokens):
+    compressor, ids = bound("gist", "llama", slot_start="mean"), words(2, tokens)
+    embeds, learned = compressor.backbone.embed(ids), compressor.modules["slots"].weight[0]
+    places = compressor.places(ids, None, 4)
+    sinks = compressor.sink_tokens
+    groups = [embeds[:, start : start + 4].mean(1) for start in range(sinks, tokens, 4)]
+    made = compressor.slots(places, embeds)
+    assert made.shape[1] == len(groups)
+    for slot, group in enumerate(groups):
+        torch.testing.assert_close(made[:, slot], group + learned)
+    assert compressor.compress(ids).slots == compressor.slots_for(tokens)
+
+
 def test_options_are_checked():
+    with pytest.raises(InputError, match="slot_start"):
+        available()["gist"](slot_start="median")
+    with pytest.raises(InputError, match="stands for its own tokens"):
+        available()["gist"](form="coarse", slot_start="mean")
     with pytest.raises(InputError, match="form"):
         available()["gist"](form="medium")
     with pytest.raises(InputError, match="autoencode"):

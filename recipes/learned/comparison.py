@@ -10,7 +10,8 @@ samples.jsonl; started again, it goes on. comparison.md has the tables.
 
 A learned memory of M slots stands beside truncation to the last M tokens and pruning methods that keep M entries (equal
 slots: an equal cache once it is read), and beside another document's memory. Slots that are embeddings are a 20th of
-that in a file; truncation and pruning at those bytes are the conditions ending in "at soft bytes".
+that in a file; truncation, and pruning methods that can keep so few, at those bytes are the conditions ending in "at
+soft bytes".
 """
 
 import argparse
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 import longfit
-from longfit.compressors import available_soft
+from longfit.compressors import available_soft, get
 from longfit.compressors.soft import LearnedCompressor, artifact
 from longfit.eval.intervals import mean_interval, paired_difference
 from longfit.eval.longbench.metrics import qa_f1
@@ -187,6 +188,8 @@ def conditions(
     simple = {"whole context": plain(model, None), "no context": plain(model, 0), "truncation": plain(model, slots)}
     if 0 < few < slots:
         simple["truncation at soft bytes"] = plain(model, few)
+        able = [method for method in pruning if get(method, **PRUNING[method]).min_tokens <= few]
+        simple |= {f"{method} at soft bytes": pruned(model, method, few) for method in able}
     simple |= {method: pruned(model, method, slots) for method in pruning}
     made: dict[str, AbstractContextManager[Condition]] = {name: nullcontext(given) for name, given in simple.items()}
     for name, adapter in adapters.items():

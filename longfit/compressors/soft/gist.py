@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from longfit.compressors.soft.backbone import Backbone
 from longfit.compressors.soft.base import ENCODER
 from longfit.compressors.soft.encoded import Encoded
+from longfit.compressors.soft.layout import pool
 from longfit.compressors.soft.modules import SlotEmbedding
 from longfit.compressors.soft.places import Places, after_groups, appended
 from longfit.compressors.soft.slot_table import SlotTableCompressor
@@ -31,6 +32,8 @@ class Gist(SlotTableCompressor):
         autoencode: train with the gist study's auto-encoding: a one-layer decoder has to spell the tokens of a gist
             from its keys and values alone. A loss "slot_ae"; fine form only.
         autoencode_slots: gists drawn for that loss in each context.
+        slot_start: what a gist's embedding is: "learned", the same for all (the papers), or "mean", that of its tokens'
+            mean plus what is learned; fine form only. It has something of each token before anything is trained; ours.
 
     Deviations: LoRA, in writing and in reading, where both papers train all weights. In Mu et al.'s code gists take
     positions of their own, which moves the text behind them; any number of gists, where they have 1 to 10; the number
@@ -55,17 +58,23 @@ class Gist(SlotTableCompressor):
     form: str = "fine"
     autoencode: bool = False
     autoencode_slots: int = 64
+    slot_start: str = "learned"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.form not in ("fine", "coarse"):
             raise InputError(f'{self.name}: form has to be "fine" or "coarse", got {self.form!r}')
-        if self.autoencode and self.form != "fine":
-            raise InputError(f'{self.name}: autoencode needs form="fine", where a gist stands for its own tokens')
+        if self.slot_start not in ("learned", "mean"):
+            raise InputError(f'{self.name}: slot_start has to be "learned" or "mean", got {self.slot_start!r}')
+        for option, chosen in (("autoencode", self.autoencode), ('slot_start="mean"', self.slot_start == "mean")):
+            if chosen and self.form != "fine":
+                raise InputError(f'{self.name}: {option} needs form="fine", where a gist stands for its own tokens')
 
     def make(self, backbone: Backbone) -> nn.ModuleDict:
         rows = 1 if self.form == "fine" else self.most_slots()
-        modules = nn.ModuleDict({"slots": SlotEmbedding(rows, backbone.vocabulary())})
+        like = backbone.vocabulary()
+        start = "mean" if self.slot_start == "learned" else torch.zeros_like(like[0])
+        modules = nn.ModuleDict({"slots": SlotEmbedding(rows, like, start)})
         if self.autoencode:
             modules["autoencoder"] = WeakDecoder.of(backbone)
         return modules
@@ -75,11 +84,17 @@ class Gist(SlotTableCompressor):
         lay = after_groups if self.form == "fine" else appended
         return lay(ids.shape[1], self.cut_sinks(ids, past), ratio, past.tokens_in if past else 0)
 
-    def slots(self, places: Places, like: Tensor) -> Tensor:
-        """Embeddings [B, N, E] of a segment's gists."""
+    def slots(self, places: Places, tokens: Tensor) -> Tensor:
+        """Embeddings [B, N, E] of a segment's gists, from its tokens' [B, n, E]."""
         if self.form == "coarse":
-            return self.slot_rows(places.slots.shape[0], like)
-        return cast(SlotEmbedding, self.modules["slots"])(like.shape[0], like.dtype, torch.zeros_like(places.slots))
+            return self.slot_rows(places.slots.shape[0], tokens)
+        rows = torch.zeros_like(places.slots)
+        learned = cast(SlotEmbedding, self.modules["slots"])(tokens.shape[0], tokens.dtype, rows)
+        if self.slot_start == "learned":
+            return learned
+        spans = places.sources[len(places.sources) - len(rows) :]
+        sizes = spans[:, 1] - spans[:, 0]
+        return learned + pool(tokens[:, tokens.shape[1] - int(sizes.sum()) :], sizes)
 
     def encode(self, ids: Tensor, past: Encoded | None, ratio: int) -> Encoded:
         places, tokens, device = self.places(ids, past, ratio), self.backbone.embed(ids), ids.device
