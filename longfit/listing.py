@@ -5,12 +5,28 @@ from pathlib import Path
 from typing import Any
 
 from longfit.errors import UnknownNameError
+from longfit.shapes import ModelShape
 
 KINDS = {
     "kv": "KV compressors: what the cache keeps",
     "learned": "Learned compressors: the context becomes fewer slots",
     "prompt": "Prompt compressors: the prompt becomes shorter before it is read",
 }
+
+# The model for which bytes are stated: SmolLM2-135M in bfloat16.
+REFERENCE = ModelShape.from_config(
+    {
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+        "dtype": "bfloat16",
+    }
+)
 
 
 def listing(what: str) -> list[dict[str, Any]]:
@@ -76,6 +92,7 @@ def _facts(method: Any) -> dict[str, Any]:
             "trains": method.trains,
             "needs_training": bool(method.needs_training),
             "slots_per_1000_tokens": method.slots_for(1000),
+            "bytes_per_1000_tokens": method.bytes_for(1000, REFERENCE),
             "question_aware": bool(method.query_aware),
             "options": shown,
             "left_out": method.left_out,
@@ -155,6 +172,8 @@ def _shown(key: str, value: Any) -> str:
         value = ", ".join(f"{name}={option}" for name, option in value.items())
     if isinstance(value, list):
         value = "+".join(value)
+    if key == "bytes_per_1000_tokens":
+        value = f"{value:,} (SmolLM2-135M, bf16)"
     label = key.replace("_", " ").removesuffix(" aware")
     return {
         "question": "looks at the question",

@@ -59,10 +59,16 @@ class ModelShape:
         """L, all layers."""
         return self.full_layers + self.sliding_layers
 
+    @property
+    def entry_kv_bytes(self) -> int:
+        """Bytes of the key and the value of one token in one layer, all heads."""
+        return self.kv_heads * (self.key_dim + self.value_dim) * self.dtype_bytes
+
     def full_kv_bytes(self, tokens: int) -> int:
         """Bytes of keys and values that a plain cache of one row of `tokens` tokens holds."""
-        entry = self.kv_heads * (self.key_dim + self.value_dim) * self.dtype_bytes
-        return entry * (self.full_layers * tokens + self.sliding_layers * min(tokens, self.sliding_window))
+        return self.entry_kv_bytes * (
+            self.full_layers * tokens + self.sliding_layers * min(tokens, self.sliding_window)
+        )
 
     def with_dtype(self, dtype_bytes: int) -> "ModelShape":
         """The same model with activations, keys and values of another size (weights unchanged)."""

@@ -1,9 +1,11 @@
 """What the tests of learned compressors that encode into slots or states share."""
 
 import torch
+from transformers import BertConfig, BertModel
 
 from longfit.compressors.soft import available
 from tests.tiny import tiny_model
+from tests.tiny_models_on_disk import WORDS
 
 FAMILIES = ["llama", "qwen3", "gemma3_text", "gpt_neox"]
 
@@ -23,6 +25,14 @@ def wake(method) -> None:
         for parameter in group:
             if not bool(parameter.any()):
                 parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def tiny_bert(**options):
+    """A text encoder over the words of `tiny_tokenizer`."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.3}
+    return BertModel(BertConfig(**{**sizes, **options})).eval()
 
 
 def token_ids(rows=2, tokens=13, seed=3, vocabulary=101):

@@ -1,16 +1,21 @@
 """Learned compressors bound to tiny models: the one list that the generic tests run over, and what they need.
 
 A method that another model encodes for (`foreign_encoder`) and one that has to be told the question are not in the
-list; their own tests bring that model and that question.
+list; their own tests bring that model and that question. `FOREIGN` has the forms with another model, which take text
+apart into tokens of their own, for what is tested through `wrap`.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from longfit.compressors.soft import Encoded, LearnedCompressor, available
+from tests.encoders import tiny_bert
 from tests.tiny import tiny_model
+from tests.tiny_models_on_disk import tiny_llama, tiny_tokenizer
+from tests.tiny_training import byte_tokenizer
 
 FAMILIES = ["llama", "qwen3", "gemma3_text", "gpt_neox"]
 OPTIONS = {
@@ -45,13 +50,28 @@ METHODS: dict[str, tuple[str, dict]] = {
 } | FORMS
 
 
+# Forms that another model encodes for, made anew each time: adapters are put into that model.
+FOREIGN: dict[str, Callable[[], tuple[str, dict]]] = {
+    "arc foreign": lambda: (
+        "arc",
+        {"encoder": (tiny_llama(), tiny_tokenizer()), "tokenizer": byte_tokenizer(), "cut_layers": 0},
+    ),
+    "e2llm": lambda: ("e2llm", {"encoder": (tiny_bert(), tiny_tokenizer()), "tokenizer": byte_tokenizer()}),
+}
+
+
+def form(case: str) -> tuple[str, dict]:
+    """Name and options of a method of either list."""
+    return METHODS[case] if case in METHODS else FOREIGN[case]()
+
+
 def bound(case: str, family: str, dtype: torch.dtype = torch.float32, trained: bool = False, **options):
-    """A method of the list, bound to a tiny model of the family.
+    """A method of either list, bound to a tiny model of the family.
 
     Args:
         trained: weights moved away from where they start, so that adapters and modules do something.
     """
-    name, own = METHODS[case]
+    name, own = form(case)
     compressor = available()[name](**{**OPTIONS, **own, **options}).bind(tiny_model(family, dtype))
     if trained:
         move(compressor)

@@ -62,9 +62,10 @@ def test_packed_positions_let_a_memory_grow_past_the_window():
     assert memory.tokens_in == 540 and memory.kept_tokens == 24 and bool(torch.isfinite(scores(model, memory)).all())
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 @pytest.mark.parametrize("name", CASES)
-def test_learned_memories_refuse_by_name(name):
-    model = longfit.wrap(tiny_model("llama"), learned(name))
+def test_learned_memories_refuse_by_name(name, family):
+    model = longfit.wrap(tiny_model(family), learned(name))
     with pytest.raises(UnsupportedFeatureError, match="in one go"):
         model.compress(prompt(1, 50)).append(model, prompt(1, 20))
 

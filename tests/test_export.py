@@ -10,7 +10,7 @@ from longfit.errors import InputError, UnsupportedFeatureError
 from longfit.export import EMBEDDINGS, export_cartridge, export_prompt_embeds
 from tests.methods import METHODS
 from tests.soft_models import move
-from tests.test_learned_wrapper import CASES, learned, prompt
+from tests.test_learned_wrapper import CASES, learned, moved, prompt
 from tests.tiny import tiny_model
 
 HOW = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
@@ -63,10 +63,10 @@ def test_soft_slots_are_input_embeddings_of_the_base_model_or_of_it_with_the_rea
     assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "phi3"])
 @pytest.mark.parametrize("name", ["gist", "nugget", "autocompressor", "mean_pool"])
-def test_a_cartridge_that_is_read_with_an_adapter_brings_it_along(name, tmp_path):
-    model = longfit.wrap(tiny_model("llama"), learned(name))
-    move(model.longfit.encoder)
+def test_a_cartridge_that_is_read_with_an_adapter_brings_it_along(name, family, tmp_path):
+    model = moved(name, family)
     memory, question, folder = model.compress(prompt(1, 60)), prompt(1, 6, 3), tmp_path / "c"
     how = {**HOW, "max_new_tokens": 1, "output_scores": True, "return_dict_in_generate": True}
     expected = model.generate(question, memory=memory, **how).scores[0]
@@ -77,6 +77,14 @@ def test_a_cartridge_that_is_read_with_an_adapter_brings_it_along(name, tmp_path
     with torch.no_grad():
         logits = PeftModel.from_pretrained(merged, str(folder))(question, use_cache=True).logits[:, -1]
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cepe", "lcirc"])
+def test_a_memory_that_is_read_by_cross_attention_is_no_cartridge(name, tmp_path):
+    model = moved(name, "llama")
+    with pytest.raises(UnsupportedFeatureError, match="cross-attention has no keys and values"):
+        export_cartridge(model.compress(prompt(1, 60)), model, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path):

@@ -1,4 +1,8 @@
-"""Learned compressors behind wrap: generate, compress, memories, batches, budgets. Runs over every learned method."""
+"""Learned compressors behind wrap: generate, compress, memories, batches, budgets.
+
+Every learned method in every form runs on every family that longfit calls tested. `qd_lcirc`, which has to be told the
+question, has its test in test_memory_file.
+"""
 
 import pytest
 import torch
@@ -6,29 +10,37 @@ import torch
 import longfit
 from longfit.compressors import get
 from longfit.errors import BudgetError, InputError, UnsupportedFeatureError
-from tests.soft_models import FAMILIES, METHODS, OPTIONS
+from longfit.families import TESTED
+from tests.soft_models import FOREIGN, METHODS, OPTIONS, form, move
 from tests.tiny import tiny_model
 
-CASES = list(METHODS)
+CASES = [*METHODS, *FOREIGN]
+EVERY_FAMILY = sorted(TESTED)
+HOW = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
 
 
 def learned(case: str, **options):
-    """A method of the list of tests/soft_models.py, as `wrap` takes it."""
-    name, own = METHODS[case]
+    """A method of the lists of tests/soft_models.py, as `wrap` takes it."""
+    name, own = form(case)
     return get(name, **{**OPTIONS, **own, "segment_tokens": 12, "window_tokens": 4, **options})
+
+
+def moved(case: str, family: str):
+    """The family's tiny model, wrapped; the method's weights are away from where they start, so that all of them act
+    (adapters and gates start at zero)."""
+    model = longfit.wrap(tiny_model(family), learned(case))
+    move(model.longfit.encoder)
+    return model
 
 
 def prompt(B: int = 1, T: int = 45, seed: int = 0) -> torch.Tensor:
     return torch.randint(5, 90, (B, T), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("name", CASES)
 def test_generate_is_the_reader_step_by_step(name, family):
-    model = tiny_model(family)
-    ids = prompt()
-    encoder = learned(name)
-    wrapped = longfit.wrap(model, encoder)
+    wrapped, ids = moved(name, family), prompt()
     out = wrapped.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
     bound = wrapped.longfit.encoder
     with wrapped.disabled(), torch.no_grad():
@@ -43,39 +55,38 @@ def test_generate_is_the_reader_step_by_step(name, family):
         assert wrapped.fit_report.kept_tokens == bound.slots_for(41) + 4 + 4
 
 
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("name", CASES)
+def test_a_memory_answers_as_the_whole_prompt_does_and_never_changes(name, family):
+    model, ids = moved(name, family), prompt()
+    whole = model.generate(ids, question_tokens=7, **HOW)[:, 45:]
+    memory = model.compress(ids[:, :38])
+    first = model.generate(ids[:, 38:], memory=memory, **HOW)[:, 7:]
+    other = model.generate(prompt(1, 6, 5), memory=memory, **HOW)
+    again = model.generate(ids[:, 38:], memory=memory, **HOW)[:, 7:]
+    assert torch.equal(first, again) and torch.equal(first, whole)
+    assert torch.equal(other, model.generate(prompt(1, 6, 5), memory=memory, **HOW))
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 @pytest.mark.parametrize("name", CASES)
 class TestMemories:
-    def test_a_memory_answers_as_the_whole_prompt_does_and_never_changes(self, name, family):
-        model = longfit.wrap(tiny_model(family), learned(name))
-        ids = prompt()
-        how = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
-        whole = model.generate(ids, question_tokens=7, **how)[:, 45:]
-        memory = model.compress(ids[:, :38])
-        first = model.generate(ids[:, 38:], memory=memory, **how)[:, 7:]
-        other = model.generate(prompt(1, 6, 5), memory=memory, **how)
-        again = model.generate(ids[:, 38:], memory=memory, **how)[:, 7:]
-        assert torch.equal(first, again) and torch.equal(first, whole)
-        assert torch.equal(other, model.generate(prompt(1, 6, 5), memory=memory, **how))
-
     def test_a_padded_batch_is_its_rows_alone(self, name, family):
-        model = longfit.wrap(tiny_model(family), learned(name))
+        model = moved(name, family)
         ids, mask = prompt(2, 40), torch.ones(2, 40, dtype=torch.long)
         mask[0, :7], ids[0, :7] = 0, 0
-        how = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
         if model.longfit.encoder.memory == "cross":
             with pytest.raises(UnsupportedFeatureError, match="equal length"):
-                model.generate(ids, attention_mask=mask, **how)
+                model.generate(ids, attention_mask=mask, **HOW)
             return
-        both = model.generate(ids, attention_mask=mask, **how)[:, 40:]
+        both = model.generate(ids, attention_mask=mask, **HOW)[:, 40:]
         for row, padding in ((0, 7), (1, 0)):
-            alone = model.generate(ids[row : row + 1, padding:], **how)[:, 40 - padding :]
+            alone = model.generate(ids[row : row + 1, padding:], **HOW)[:, 40 - padding :]
             assert torch.equal(both[row : row + 1], alone)
 
     def test_beams_and_several_answers(self, name, family):
-        model = longfit.wrap(tiny_model(family), learned(name))
-        ids = prompt(2, 40)
-        how = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "num_beams": 3}
+        model, ids = moved(name, family), prompt(2, 40)
+        how = {**HOW, "num_beams": 3}
         both = model.generate(ids, **how)
         for row in range(2):
             assert torch.equal(both[row : row + 1], model.generate(ids[row : row + 1], **how))
@@ -86,6 +97,7 @@ class TestMemories:
         with torch.no_grad():
             before = model(ids).logits
             longfit.wrap(model, learned(name))
+            move(model.longfit.encoder)
             with model.disabled():
                 assert torch.equal(model(ids).logits, before)
             longfit.unwrap(model)
@@ -158,17 +170,16 @@ class TestRefusals:
             longfit.wrap(tiny_model("llama"), learned("strided_kv", ratio=4), geometry="packed")
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if get(METHODS[name][0]).memory == "soft"])
+@pytest.mark.parametrize("name", [name for name in CASES if get(form(name)[0]).memory == "soft"])
 def test_without_a_window_every_token_becomes_slots_and_one_stays_to_be_answered_from(name, tmp_path):
     model = longfit.wrap(tiny_model("llama"), learned(name, window_tokens=0))
     ids = prompt()
-    how = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     memory = model.compress(ids[:, :38])
     assert model.fit_report.kept_tokens == model.longfit.encoder.slots_for(38)
-    first = model.generate(ids[:, 38:], memory=memory, **how)[:, 7:]
-    assert torch.equal(first, model.generate(ids, question_tokens=7, **how)[:, 45:])
+    first = model.generate(ids[:, 38:], memory=memory, **HOW)[:, 7:]
+    assert torch.equal(first, model.generate(ids, question_tokens=7, **HOW)[:, 45:])
     memory.save(tmp_path / "m")
     loaded = longfit.Memory.load(tmp_path / "m", model)
-    assert torch.equal(first, model.generate(ids[:, 38:], memory=loaded, **how)[:, 7:])
-    model.generate(ids, **how)
+    assert torch.equal(first, model.generate(ids[:, 38:], memory=loaded, **HOW)[:, 7:])
+    model.generate(ids, **HOW)
     assert model.fit_report.kept_tokens == model.longfit.encoder.slots_for(44) + 1 + 3

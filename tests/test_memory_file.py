@@ -13,10 +13,9 @@ from longfit.compressors import get
 from longfit.errors import FingerprintError, InputError, MemoryFileError, UnsupportedFeatureError
 from longfit.memory_file import CONTEXT
 from tests.methods import METHODS
-from tests.test_learned_wrapper import CASES, learned, prompt
+from tests.soft_models import move
+from tests.test_learned_wrapper import CASES, EVERY_FAMILY, HOW, learned, moved, prompt
 from tests.tiny import tiny_model
-
-HOW = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
 
 
 def answers_alike(model, memory, folder):
@@ -37,10 +36,10 @@ def test_kv_memories_come_back_bit_for_bit(name, family, tmp_path):
     answers_alike(model, model.compress(prompt(2, 70)), tmp_path / "m")
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("name", CASES)
 def test_learned_memories_come_back_bit_for_bit(name, family, tmp_path):
-    model = longfit.wrap(tiny_model(family), learned(name))
+    model = moved(name, family)
     answers_alike(model, model.compress(prompt(2, 50)), tmp_path / "m")
 
 
@@ -86,17 +85,23 @@ def test_methods_that_do_not_look_at_a_question_refuse_one():
             model.compress(prompt(1, 60), question_ids=prompt(1, 6, 3))
 
 
-def test_qd_lcirc_compresses_for_one_question():
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_qd_lcirc_compresses_for_one_question(family, tmp_path):
     options = {"segment_tokens": 12, "window_tokens": 4, "sink_tokens": 0, "adapter": "untrained", "ratio": 3}
-    model = longfit.wrap(tiny_model("llama"), get("qd_lcirc", **options))
+    model = longfit.wrap(tiny_model(family), get("qd_lcirc", **options))
+    move(model.longfit.encoder)
     question = prompt(1, 6, 3)
     memory = model.compress(prompt(1, 60), question_ids=question)
     assert memory.tokens_in == 60
     out = model.generate(question, memory=memory, **HOW)
     whole = model.generate(torch.cat([prompt(1, 60), question], 1), question_tokens=6, **HOW)
     assert torch.equal(out[:, 6:], whole[:, 66:])
-    with pytest.raises(InputError, match="another question"):
-        model.generate(prompt(1, 6, 4), memory=memory, **HOW)
+    memory.save(tmp_path / "m")
+    loaded = longfit.Memory.load(tmp_path / "m", model)
+    assert torch.equal(out, model.generate(question, memory=loaded, **HOW))
+    for kept in (memory, loaded):
+        with pytest.raises(InputError, match="another question"):
+            model.generate(prompt(1, 6, 4), memory=kept, **HOW)
     with pytest.raises(InputError, match="question"):
         model.compress(prompt(1, 60))
 

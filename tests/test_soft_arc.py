@@ -223,6 +223,35 @@ def test_an_earlier_encoder_adapter_is_taken_over(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(first.lora.parameters("encoder"), theirs, strict=True))
 
 
+def test_a_segment_longer_than_the_encoders_window_is_refused():
+    short = tiny_llama(num_hidden_layers=3, max_position_embeddings=8)
+    method = foreign(encoder=(short, tiny_tokenizer()))
+    assert method.encoder_window == 8
+    assert method.compress(byte_ids("äöüäöü")).slots == 3  # 12 tokens of the reader, 6 of the encoder
+    with pytest.raises(InputError, match="a segment takes 9 tokens of its encoder, whose window is 8; lower segment_"):
+        method.compress(byte_ids("abcdefghi"))
+    method.release()
+    assert foreign(encoder=(short, tiny_tokenizer()), segment_tokens=8).compress(byte_ids("abcdefghi")).tokens_in == 9
+
+
+def test_with_the_readers_tokens_such_segments_are_refused_at_once():
+    reader, letters = tiny_llama(), tiny_tokenizer()
+    short = tiny_llama(num_hidden_layers=3, max_position_embeddings=8)
+    given = {"encoder": (short, letters), "tokenizer": letters, "cut_layers": 1}
+    with pytest.raises(InputError, match="a segment of 9 tokens takes 9 tokens of its encoder, whose window is 8"):
+        bound("arc", reader, segment_tokens=9, **given)
+    assert not any("lora" in name for name, _ in [*reader.named_modules(), *short.named_modules()])
+    assert bound("arc", reader, segment_tokens=8, **given).compress(token_ids(tokens=9, vocabulary=30)).tokens_in == 9
+
+
+def test_the_readers_own_window_limits_the_reader_as_encoder():
+    method = bound("arc", tiny_model("llama", max_position_embeddings=8), cut_layers=1, sink_tokens=0)
+    assert method.encoder_window == 8
+    with pytest.raises(InputError, match="a segment takes 10 tokens of its encoder, whose window is 8"):
+        method.compress(token_ids(tokens=10))
+    assert method.copy().bind(tiny_model("llama", **LAYERS)).encoder_window == 512
+
+
 # -- a reader with LoRA -------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,6 @@ import zipfile
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
 
 from longfit import text_encoders
 from longfit.compressors.soft import available
@@ -14,17 +13,10 @@ from longfit.compressors.soft.pooling import AttentionPool
 from longfit.errors import InputError, LoadError
 from longfit.text_encoders import TEXT_ENCODERS, encoder_folder, load_text_encoder
 from longfit.wheels import Wheel, check_sha256
-from tests.encoders import bound, gradients, logits_of, reading_loss, token_ids
+from tests.encoders import bound, gradients, logits_of, reading_loss, tiny_bert, token_ids
 from tests.test_needle import byte_tokenizer
 from tests.tiny import tiny_model
 from tests.tiny_models_on_disk import WORDS, tiny_tokenizer
-
-
-def tiny_bert(**options):
-    torch.manual_seed(0)
-    sizes = {"vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.3}
-    return BertModel(BertConfig(**{**sizes, **options})).eval()
 
 
 def e2llm(reader=None, **options):
@@ -124,8 +116,13 @@ def test_bfloat16_reader_with_an_fp32_encoder():
 
 
 def test_mistakes_are_told():
-    with pytest.raises(InputError, match="smaller ratio"):
-        e2llm(ratio=100).compress(byte_ids("x" * 100))
+    method = e2llm(ratio=100)
+    assert method.encoder_window == 64
+    assert method.compress(byte_ids("x" * 65)).slots == 2
+    with pytest.raises(
+        InputError, match="a chunk of the text takes 65 tokens of its encoder, whose window is 64; choo"
+    ):
+        method.compress(byte_ids("x" * 66))
     with pytest.raises(InputError, match="heads do not divide"):
         e2llm(heads=5)
     with pytest.raises(InputError, match="needs an encoder"):

@@ -11,6 +11,7 @@ import longfit
 from longfit.errors import DataError, InputError, OverlapError, TrainingError
 from longfit.training import run, setup
 from longfit.training.student import Student
+from tests.tiny_models_on_disk import tiny_llama, tiny_tokenizer
 from tests.tiny_training import loaded, recipe, write_texts
 
 
@@ -251,12 +252,18 @@ def test_what_a_recipe_may_not_say(tmp_path, changes, message):
         train(tmp_path / "run", recipe(**changes))
 
 
-def test_a_segment_longer_than_the_encoders_window_is_refused(tmp_path, monkeypatch):
-    from longfit.compressors.soft.strided_kv import StridedKV
-
-    monkeypatch.setattr(StridedKV, "encoder_window", 64, raising=False)
-    with pytest.raises(InputError, match="segments of 96 tokens are longer than the encoder's window of 64"):
-        train(tmp_path)
+@pytest.mark.parametrize("letters", [False, True], ids=["the readers tokens", "tokens of its own"])
+def test_a_segment_longer_than_the_encoders_window_is_refused(letters, tmp_path):
+    tiny_llama(vocab_size=300, max_position_embeddings=64).save_pretrained(tmp_path / "encoder")
+    (tiny_tokenizer() if letters else loaded()[1]).save_pretrained(tmp_path / "encoder")
+    arc = {"encoder": str(tmp_path / "encoder"), "cut_layers": 1, "rank": 2}
+    # With tokens of its own the encoder has to see the text; with the reader's, options alone tell.
+    told = r"a segment takes \d+ tokens" if letters else "a segment of 1024 tokens takes 1024 tokens"
+    given = recipe(compressor={"arc": arc}, losses={"ce": 1.0})
+    with pytest.raises(InputError, match=f"{told} of its encoder, whose window is 64; lower segment_tokens"):
+        train(tmp_path / "run", given)
+    arc["segment_tokens"] = 48
+    train(tmp_path / "again", recipe(compressor={"arc": arc}, losses={"ce": 1.0}, steps=1))
 
 
 def test_documents_in_training_and_in_evaluation_are_refused(tmp_path):

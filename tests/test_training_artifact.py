@@ -7,12 +7,14 @@ import warnings
 import pytest
 import torch
 
-from longfit.compressors.soft import artifact
+from longfit.compressors.soft import artifact, available
 from longfit.compressors.soft.base import _REGISTRY
+from longfit.compressors.soft.qd_lcirc import QDLCIRC
 from longfit.compressors.soft.strided_kv import StridedKV
 from longfit.errors import FingerprintError, InputError, LoadError
+from tests.soft_models import FOREIGN, METHODS, OPTIONS, bound, form
 from tests.tiny import tiny_model
-from tests.tiny_training import loaded
+from tests.tiny_training import byte_tokenizer, loaded
 
 IDS = torch.arange(2, 42)[None]
 
@@ -98,6 +100,34 @@ def test_another_model_is_refused_by_its_sizes_and_by_its_weights(saved):
     assert not any("lora" in name for name, _ in model.named_parameters())
 
 
+@pytest.mark.parametrize("case", FOREIGN)
+def test_another_encoder_is_refused_by_its_sizes_and_by_its_weights(case, tmp_path):
+    artifact.save(bound(case, "llama"), tmp_path / "a", base_name="tiny")
+    bound(case, "llama", adapter=str(tmp_path / "a"))
+    (other, tokenizer), reader = form(case)[1]["encoder"], tiny_model("llama")
+    other.get_input_embeddings().weight.data *= 1.5
+    given = {**OPTIONS, **form(case)[1], "adapter": str(tmp_path / "a"), "encoder": (other, tokenizer)}
+    with pytest.raises(FingerprintError, match=r"trained with the encoder .* has other weights"):
+        available()[form(case)[0]](**given).bind(reader)
+    for model in (reader, other):
+        assert not any("lora" in name for name, _ in model.named_modules())
+    other.config.num_attention_heads = 2
+    with pytest.raises(FingerprintError, match=r"trained with the encoder .* with num_attention_heads=4"):
+        available()[form(case)[0]](**given).bind(reader)
+
+
+def test_the_readers_own_weights_as_encoder_and_another_model_are_told_apart(tmp_path):
+    first = bound("arc", "llama", tokenizer=byte_tokenizer())
+    artifact.save(first.for_reader(tiny_model("qwen3"), byte_tokenizer()), tmp_path / "second", base_name="tiny")
+    with pytest.raises(FingerprintError, match="trained with the encoder LlamaForCausalLM"):
+        bound("arc", "qwen3", adapter=str(tmp_path / "second"))
+    artifact.save(bound("arc", "llama"), tmp_path / "own", base_name="tiny")
+    with pytest.raises(FingerprintError, match="trained with the encoder tiny"):
+        bound("arc foreign", "llama", adapter=str(tmp_path / "own"), cut_layers=1)
+    twin = (tiny_model("llama"), byte_tokenizer())
+    bound("arc foreign", "llama", adapter=str(tmp_path / "own"), cut_layers=1, encoder=twin)
+
+
 def test_a_file_that_is_cut_off_missing_or_changed_is_refused(saved):
     _, folder = saved
     file = folder / "encoder" / "adapter_model.safetensors"
@@ -155,11 +185,30 @@ def test_shipped_adapters_are_found_by_name(saved, tmp_path, monkeypatch):
         StridedKV(adapter="b").bind(loaded()[0])
 
 
-def test_a_ratio_that_was_not_trained_warns(saved):
-    _, folder = saved
-    compressor = StridedKV(adapter=str(folder)).bind(loaded()[0])
+@pytest.mark.parametrize("case", [*METHODS, *FOREIGN])
+def test_a_ratio_that_was_not_trained_warns(case, tmp_path):
+    before = bound(case, "llama")
+    if not before.parameters():
+        pytest.skip("nothing trains")
+    artifact.save(before, tmp_path / "a", base_name="tiny", trained_ratios=[3, 6])
+    compressor = bound(case, "llama", adapter=str(tmp_path / "a"))
     with pytest.warns(UserWarning, match="trained for 3, 6 tokens a slot, not for 5"):
         compressor.compress(IDS, ratio=5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         compressor.compress(IDS, ratio=6)
+
+
+def test_so_do_several_ratios_at_once(tmp_path):
+    artifact.save(bound("mean_pool", "llama"), tmp_path / "a", base_name="tiny", trained_ratios=[3, 6])
+    compressor = bound("mean_pool", "llama", adapter=str(tmp_path / "a"))
+    with pytest.warns(UserWarning, match="not for 5"):
+        compressor.compress_by_ratio(IDS, [3, 5])
+
+
+def test_a_question_does_not_keep_the_warning_back(tmp_path):
+    options = {"segment_tokens": 12, "ratio": 3}
+    artifact.save(QDLCIRC(adapter="untrained", **options).bind(loaded()[0]), tmp_path / "a", trained_ratios=[3, 6])
+    compressor = QDLCIRC(adapter=str(tmp_path / "a")).bind(loaded()[0])
+    with compressor.asking(IDS[:, :4]), pytest.warns(UserWarning, match="not for 5"):
+        compressor.compress(IDS, ratio=5)

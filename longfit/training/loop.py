@@ -116,7 +116,7 @@ class Training:
         if getattr(self.compressor, "tokenizer", self) is None:
             # Methods whose encoder has a tokenizer of its own translate between the two.
             self.compressor.__dict__["tokenizer"] = self.tokenizer
-        setup.check_lengths(recipe, self.compressor, model)
+        setup.check_lengths(recipe, model)
         self.trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self.compressor.bind(model)
         try:

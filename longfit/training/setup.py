@@ -119,11 +119,12 @@ def parameter_groups(recipe: Recipe, compressor: LearnedCompressor) -> list[dict
     ]
 
 
-def check_lengths(recipe: Recipe, compressor: LearnedCompressor, model: Any) -> None:
-    """Refuse contexts that the model, or an encoder of the method's own, has no positions for.
+def check_lengths(recipe: Recipe, model: Any) -> None:
+    """Refuse contexts that the model has no positions for. (What an encoder of the method's own has no positions for,
+    the method refuses.)
 
     Raises:
-        InputError: which, and what would fit.
+        InputError: what would fit.
     """
     longest, evaluation = recipe.longest_context, recipe.evaluation_settings
     window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -137,13 +138,6 @@ def check_lengths(recipe: Recipe, compressor: LearnedCompressor, model: Any) -> 
         raise InputError(
             f"evaluation.context_tokens={evaluated} and target_tokens={recipe.target_tokens} do not fit into the "
             f"model's {window} positions; lower them"
-        )
-    segment = min(compressor.segment_tokens, longest)
-    encoder = getattr(compressor, "encoder_window", None) or window
-    if encoder and segment > encoder:
-        raise InputError(
-            f"segments of {segment} tokens are longer than the encoder's window of {encoder}; lower segment_tokens of "
-            f"{compressor.name}"
         )
 
 

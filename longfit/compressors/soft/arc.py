@@ -21,6 +21,7 @@ from longfit.compressors.soft.slots import SlotCompressor
 from longfit.errors import InputError
 
 CUES = ("ae", "continuation")
+LOWER = "lower segment_tokens"
 
 
 @dataclass
@@ -61,7 +62,11 @@ class Arc(SlotCompressor):
     )
     trains = "encoder LoRA, a projector and two cues for each reader; with reader_adapter LoRA of the reader"
     adapters_used = (ENCODER, READER)
-    left_out = "full training of the encoder; pooling by clusters or in several layers; quantised storage"
+    left_out = (
+        "full training of the encoder; joint training of several readers, one drawn in each step (the loop trains one, "
+        "and a further one's own parts afterwards); plain tokens before the slots of a continuation; the fine-tuning "
+        "stage on few-shot examples; pooling by clusters or in several layers; quantised storage"
+    )
     losses: ClassVar[dict[str, float]] = {"ae": 0.2, "continuation": 0.8}
 
     encoder: Any = None
@@ -95,6 +100,8 @@ class Arc(SlotCompressor):
         if self.encoder_tokenizer is not None:
             own = reader_tokenizer(self.tokenizer, backbone.model, self.name)
             self.source_tokenizer = None if same_vocabulary(own, self.encoder_tokenizer) else own
+            if self.source_tokenizer is None:  # else only the text of a segment tells how many tokens it becomes
+                self.check_window(self.segment_tokens, f"a segment of {self.segment_tokens} tokens", LOWER)
         sample, width = embedding_sample(backbone), self.reading_encoder.width
         projector = Projector(width, backbone.width, embedding_size(backbone), self.bottleneck or 2 * width // 3)
         cues = nn.ModuleDict({name: SlotEmbedding(1, sample) for name in CUES})
@@ -147,6 +154,15 @@ class Arc(SlotCompressor):
         return {name: value for name, value in super().options().items() if name != "tokenizer"} | {"encoder": named}
 
     @property
+    def encoder_model(self) -> Any:
+        model = self.reading_encoder.model
+        return None if model is self.backbone.model else model
+
+    @property
+    def encoder_window(self) -> int | None:
+        return getattr(self.reading_encoder.config, "max_position_embeddings", None)
+
+    @property
     def kept_layers(self) -> int:
         return len(self.reading_encoder.layers) - self.cut_layers
 
@@ -177,7 +193,12 @@ class Arc(SlotCompressor):
         return tokens_of(self.encoder_tokenizer, rows, self.reading_encoder.device)
 
     def pooled(self, ids: Tensor, lengths: Tensor, m: int) -> Tensor:
-        """The encoder's states [B, m, Es] for its own ids [B, n], of which `lengths` [B] count."""
+        """The encoder's states [B, m, Es] for its own ids [B, n], of which `lengths` [B] count.
+
+        Raises:
+            InputError: they are more than the encoder takes at once.
+        """
+        self.check_window(ids.shape[1], "a segment", LOWER)
         ids = torch.nn.functional.pad(ids, (0, max(0, m - ids.shape[1])))
         n, encoder = ids.shape[1], self.reading_encoder
         seen = (torch.arange(n) < lengths[:, None]).to(ids.device)

@@ -36,7 +36,8 @@ class Artifact:
 
     Attributes:
         folder: where it is.
-        facts: what `longfit_adapter.json` says: method, options, base, trained_ratios, steps, recipe, files.
+        facts: what `longfit_adapter.json` says: method, options, base, encoder (where it is another model),
+            trained_ratios, steps, recipe, files.
     """
 
     folder: Path
@@ -71,8 +72,24 @@ class Artifact:
         Raises:
             FingerprintError: another size, or other weights.
         """
-        wanted, given = self.facts["base"], base_facts(model)
-        name = f"the adapter in {self.folder} was trained on {wanted['name']}"
+        self._check(self.facts["base"], model, "on")
+
+    def check_encoder(self, compressor: "LearnedCompressor") -> None:
+        """Refuse an encoder of a bound compressor that the weights were not trained with, another model or the reader's
+        own weights. Older adapters do not say which one it was.
+
+        Raises:
+            FingerprintError: another size, or other weights.
+        """
+        wanted, model = self.facts.get("encoder"), compressor.encoder_model
+        if "encoder" in self.facts and (wanted is not None or model is not None):
+            own = compressor.backbone.model
+            self._check(wanted or self.facts["base"], own if model is None else model, "with the encoder")
+
+    def _check(self, wanted: dict[str, Any], model: Any, how: str) -> None:
+        """Raise where a model is not the one that `base_facts` once gave `wanted` of."""
+        given = base_facts(model)
+        name = f"the adapter in {self.folder} was trained {how} {wanted['name']}"
         if wrong := [key for key in SIZES if wanted["sizes"][key] != given["sizes"][key]]:
             key = wrong[0]
             raise FingerprintError(f"{name} with {key}={wanted['sizes'][key]}; this one has {given['sizes'][key]}")
@@ -85,9 +102,10 @@ class Artifact:
         """Put the weights into a bound compressor.
 
         Raises:
-            FingerprintError: they do not fit its model or its options.
+            FingerprintError: they do not fit its model, its encoder or its options.
             LoadError: a file cannot be read.
         """
+        self.check_encoder(compressor)
         try:
             compressor.lora.load(self.folder)
             own = compressor.modules.state_dict()
@@ -198,6 +216,7 @@ def save(compressor: "LearnedCompressor", folder: Path, *, dtype: torch.dtype = 
         "method": compressor.name,
         "options": {**compressor.options(), "adapter": None},
         "base": base,
+        "encoder": None if compressor.encoder_model is None else base_facts(compressor.encoder_model),
         "trained_ratios": list(facts.pop("trained_ratios", (compressor.ratio,))),
         **facts,
         "files": {

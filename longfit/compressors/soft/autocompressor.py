@@ -51,7 +51,10 @@ class AutoCompressor(SlotTableCompressor):
     summary = "summary vectors from the last hidden states of added slots, read as input embeddings"
     memory = "soft"
     trains = "summary slots, their gain, LoRA that acts while writing and reading"
-    left_out = "OPT's zero positions for slots; no loss on the first segment"
+    left_out = (
+        "OPT's zero positions for slots; the loss on the first segment; a segment's first token predicted by the last "
+        "of the one before (here by the last slot); joining summaries of passages that were read alone"
+    )
     recurrent = True
     adapters_used = (ENCODER,)
     shared_adapter = True
@@ -85,11 +88,12 @@ class AutoCompressor(SlotTableCompressor):
         return random_spans(tokens, segments, self.segment_tokens, self.rng)
 
     def compress(self, ids: Tensor, past: Encoded | None = None, ratio: int | None = None) -> Encoded:
-        encoded = past
+        encoded, ratio = past, ratio or self.ratio
+        self.check_ratio(ratio)
         for done, (start, stop) in enumerate(self.spans(ids.shape[1])):
             if encoded is not None and self.detach_every and done and done % self.detach_every == 0:
                 encoded = encoded.detach()
-            encoded = self.encode(ids[:, start:stop], encoded, ratio or self.ratio)
+            encoded = self.encode(ids[:, start:stop], encoded, ratio)
             self.observer(stop)
         if encoded is None:
             raise InputError(f"{self.name}: the context is empty")

@@ -24,6 +24,7 @@ from longfit.compressors.soft.encoded import Encoded
 from longfit.compressors.soft.layout import segment_spans
 from longfit.errors import InputError
 from longfit.registry import register
+from longfit.shapes import ModelShape
 
 _REGISTRY: dict[str, type["LearnedCompressor"]] = {}
 ENCODER, READER = "encoder", "reader"
@@ -229,15 +230,19 @@ class LearnedCompressor:
     def compress(self, ids: Tensor, past: Encoded | None = None, ratio: int | None = None) -> Encoded:
         """A whole context [B, n], segment by segment, after what `past` holds."""
         encoded, ratio = past, ratio or self.ratio
-        if self.trained_ratios and ratio not in self.trained_ratios:
-            known = ", ".join(map(str, self.trained_ratios))
-            warnings.warn(f"{self.name}: the adapter was trained for {known} tokens a slot, not for {ratio}")
+        self.check_ratio(ratio)
         for start, stop in self.spans(ids.shape[1]):
             encoded = self.encode(ids[:, start:stop], encoded, ratio)
             self.observer(stop)
         if encoded is None:
             raise InputError(f"{self.name}: the context is empty")
         return encoded
+
+    def check_ratio(self, ratio: int) -> None:
+        """Warn where the weights were trained, but not for this ratio. Every way to compress a context asks it."""
+        if self.trained_ratios and ratio not in self.trained_ratios:
+            known = ", ".join(map(str, self.trained_ratios))
+            warnings.warn(f"{self.name}: the adapter was trained for {known} tokens a slot, not for {ratio}")
 
     def spans(self, tokens: int) -> list[tuple[int, int]]:
         """Start and stop of the segments that `tokens` tokens are cut into."""
@@ -269,12 +274,49 @@ class LearnedCompressor:
         """Names of the learned embeddings that may stand between context and ids."""
         return list(cast(nn.ModuleDict, self.modules["cues"])) if "cues" in self.modules else []
 
+    @property
+    def encoder_model(self) -> Any:
+        """The model that encodes for a bound method, where it is another one than the reader; else None."""
+        return None
+
+    @property
+    def encoder_window(self) -> int | None:
+        """Tokens that a bound method's encoder takes at once; None where nothing but the reader's own window limits
+        it."""
+        return None
+
+    def check_window(self, tokens: int, what: str, remedy: str) -> None:
+        """Refuse what the encoder has no positions for.
+
+        Args:
+            tokens: of the encoder, read at once.
+            what: they are.
+            remedy: what to change.
+
+        Raises:
+            InputError: they are more than the encoder's window.
+        """
+        window = self.encoder_window
+        if window is not None and tokens > window:
+            raise InputError(
+                f"{self.name}: {what} takes {tokens} tokens of its encoder, whose window is {window}; {remedy}"
+            )
+
     def slots_for(self, tokens: int, ratio: int | None = None) -> int:
         """Slots and sinks that a context of `tokens` tokens becomes."""
         ratio = ratio or self.ratio
         spans = segment_spans(tokens, self.segment_tokens)
         sinks = min(self.sink_tokens, spans[0][1]) if spans else 0
         return sinks + sum(-(-(stop - start - (sinks if start == 0 else 0)) // ratio) for start, stop in spans)
+
+    def bytes_for(self, tokens: int, shape: ModelShape, ratio: int | None = None) -> int:
+        """Bytes of the slots and sinks that a context of `tokens` tokens becomes, for a reader of this shape. Sliding
+        layers hold the raw entries of their window."""
+        slots = self.slots_for(tokens, ratio)
+        if self.memory != "kv":
+            return slots * shape.hidden_size * shape.dtype_bytes
+        raw = min(tokens, shape.sliding_window - 1)
+        return shape.entry_kv_bytes * (shape.full_layers * slots + shape.sliding_layers * raw)
 
     def ratios(self) -> tuple[int, ...]:
         """Ratios that may be used, ascending: those the weights were trained for, or from its own up without any."""

@@ -34,7 +34,11 @@ class Beacon(LearnedCompressor):
     memory = "kv"
     packed = True
     trains = "the beacons' q, k and v projections, their embedding"
-    left_out = "segment-wise and step-wise coverage, appended beacons, mixing ratios inside one context"
+    left_out = (
+        "segment-wise and step-wise coverage; appended beacons; mixing ratios inside one context; the loss on every "
+        "window of the context (here on what follows it; next_segment adds the windows after the first); the stage "
+        "that tunes all weights"
+    )
     recurrent = True
     adapters_used = ()
     losses: ClassVar[dict[str, float]] = {"lm": 1.0}

@@ -43,7 +43,8 @@ class CEPE(StateCompressor):
     summary = "a bidirectional encoder over chunks of 256, one state a token, read by cross-attention in every layer"
     trains = "encoder LoRA, cross-attention in every layer"
     left_out = (
-        "the encoder trained by masked-token prediction; masking of the encoder's input; questions in the encoder"
+        "the encoder trained by masked-token prediction; masking of the encoder's input; questions in the encoder; a "
+        "divergence that leaves out what is beyond the top k"
     )
     losses: ClassVar[dict[str, float]] = {"ce": 1.0, "kl": 2.0}
 

@@ -31,7 +31,7 @@ class Compressor500x(SlotTableCompressor):
     memory = "kv"
     packed = True
     trains = "encoder LoRA, memory slots, cues"
-    left_out = "the beginning-of-text token as trigger"
+    left_out = "the beginning-of-text token as trigger; an end token after the text that is spelt again"
     adapters_used = (ENCODER,)
     losses: ClassVar[dict[str, float]] = {"ae": 0.5, "continuation": 0.5}
 

@@ -10,6 +10,7 @@ from longfit.compressors.soft.encoded import Encoded, Entries, spans_of
 from longfit.compressors.soft.layout import group_sizes
 from longfit.compressors.soft.optimise import Crammed, gradients_on
 from longfit.errors import InputError
+from longfit.shapes import ModelShape
 
 
 @dataclass
@@ -65,6 +66,9 @@ class CrammingKV(Cramming):
                 return self.read(Encoded(0, sources, place + vectors, layers=layers), ids)
 
             return self.optimised(predict, ids[:, 1:], [tensor for entries in begun for tensor in entries[:2]])
+
+    def bytes_for(self, tokens: int, shape: ModelShape, ratio: int | None = None) -> int:
+        return shape.entry_kv_bytes * shape.layers * self.slots_for(tokens, ratio)  # sliding layers hold it too
 
     def entries(self, flat: list[Tensor], place: int, dtype: torch.dtype) -> tuple[Entries, ...]:
         """Keys and values of every layer, from the list that is optimised."""

@@ -46,7 +46,7 @@ class E2LLM(SlotCompressor):
     source = "Liao et al. 2025, E2LLM"
     summary = "a pretrained text encoder, attention pooling and an adapter: one embedding for each chunk of 100 tokens"
     trains = "encoder LoRA, attention pooling, adapter, reader LoRA"
-    left_out = "chunks that end at sentences; reconstruction over a sliding window of chunks"
+    left_out = "chunks of characters that end at sentences; reconstruction over a sliding window of chunks"
     foreign_encoder = True
     adapters_used = (ENCODER, READER)
     losses: ClassVar[dict[str, float]] = {"ce": 1.0, "ae": 1e-7}
@@ -87,6 +87,14 @@ class E2LLM(SlotCompressor):
         named = self.encoder.name if isinstance(self.encoder, Foreign) else self.encoder
         return {name: value for name, value in super().options().items() if name != "tokenizer"} | {"encoder": named}
 
+    @property
+    def encoder_model(self) -> Any:
+        return self.text_encoder.model
+
+    @property
+    def encoder_window(self) -> int | None:
+        return getattr(self.text_encoder.model.config, "max_position_embeddings", None)
+
     def slots(self, ids: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
         sizes = stride_sizes(ids.shape[1], ratio)
         chunks = [texts(self.source_tokenizer, part) for part in ids.split(sizes.tolist(), 1)]
@@ -103,12 +111,7 @@ class E2LLM(SlotCompressor):
         """
         model = self.text_encoder.model
         ids, lengths = tokens_of(self.text_encoder.tokenizer, rows, model.device)
-        limit = getattr(model.config, "max_position_embeddings", None) or ids.shape[1]
-        if ids.shape[1] > limit:
-            raise InputError(
-                f"{self.name}: a chunk of {self.ratio} tokens became {ids.shape[1]} tokens of the encoder "
-                f"{self.text_encoder.name}, which takes {limit}; choose a smaller ratio"
-            )
+        self.check_window(ids.shape[1], "a chunk of the text", "choose a smaller ratio")
         seen = (torch.arange(ids.shape[1]) < lengths[:, None]).to(ids.device)
         with self.encoding():
             return model(input_ids=ids, attention_mask=seen.long()).last_hidden_state, seen

@@ -46,7 +46,10 @@ class Gist(SlotTableCompressor):
     summary = "keys and values of added gist tokens, one after every r tokens or k after a segment"
     memory = "kv"
     trains = "gist embeddings, LoRA that acts while writing and reading; the auto-encoder's decoder"
-    left_out = "encoder-decoder models, the masked controls (pos_control, neg_control)"
+    left_out = (
+        "encoder-decoder models; the masked controls (pos_control, neg_control); training of all weights; a ratio "
+        "drawn for each text (here for each step)"
+    )
     recurrent = True
     adapters_used = (ENCODER,)
     shared_adapter = True

@@ -33,7 +33,8 @@ class ICAE(SlotTableCompressor):
     memory = "soft"
     trains = "encoder LoRA, memory slots, their gain, cues"
     left_out = (
-        "the fine-tuning cue [FT]; the 8 first tokens of a continuation that bear no loss are the recipe's to set"
+        "the fine-tuning stage and its cue [FT]; an end token after the text that is spelt again; the 8 first tokens "
+        "of a continuation that bear no loss are the recipe's to set (loss_options: skip_first)"
     )
     adapters_used = (ENCODER,)
     losses: ClassVar[dict[str, float]] = {"ae": 0.5, "continuation": 0.5}

@@ -26,13 +26,13 @@ class LCIRC(StateCompressor):
 
     Source: An et al. 2025, "LCIRC", and its code: 4 perceiver layers, 64 latents, blocks before layers 0, 3, ... and
     the last, tanh gates that start at 0, segments of random length up to 4,096 tokens, cross-entropy of the 4,096
-    tokens that follow, Adam with a learning rate of 5e-5; no gradient from one segment to the one before (training
-    decides).
+    tokens that follow each of them, Adam with a learning rate of 5e-5; no gradient from one segment to the one before.
 
     Deviations: the position table fits the longest segment (the original's limit is the model's width) and starts at
     the size of the embeddings; modules are fp32 (bf16 in the original); all latents are kept (the original trains with
-    the last 50 segments'). A short last segment costs as many latents as a whole one, as in the original, and
-    `slots_for` says so.
+    the last 50 segments'). In training, segments have one length, the gradient runs through all of them, and the loss
+    is that of what follows the whole context (a recipe may name `next_segment` for one after every segment). A short
+    last segment costs as many latents as a whole one, as in the original, and `slots_for` says so.
 
     Options besides the common ones (`rank` has no use: nothing of the model is adapted):
         layers: of the perceiver.
@@ -44,7 +44,10 @@ class LCIRC(StateCompressor):
     source = "An et al. 2025, LCIRC"
     summary = "64 recurrent latents a segment from raw embeddings, read through gated cross-attention"
     trains = "perceiver, gated cross-attention"
-    left_out = "back-propagation through selected segments only; forgetting of all but the last 50 segments"
+    left_out = (
+        "segments of random length; the cut of the gradient from one segment to the one before; the loss after every "
+        "segment (a recipe may name next_segment); forgetting of all but the last 50 segments"
+    )
     recurrent = True
     adapters_used = ()
     losses: ClassVar[dict[str, float]] = {"ce": 1.0}

@@ -23,12 +23,13 @@ class MeanPool(SlotCompressor):
     mean of the last hidden states of tokens r i to r (i + 1) - 1. A second adapter acts while reading.
 
     Source: Feldman and Artzi 2025, "Simple Context Compression": LoRA of rank 16, contexts of up to 1,024 tokens,
-    trained by nothing but the KL divergence to the same model with the whole context, for several ratios at each step
-    (`compress_by_ratio` shares the encoder's pass between them).
+    trained by nothing but the KL divergence to the same model with the whole context, for several ratios at each step.
 
     Deviations: the linear map is matched in size and starts at zero on top of the mean of the group's own token
     embeddings, so that an untrained slot is an average token instead of a vector twenty times too large; sliding layers
-    keep their window, both ways; the teacher is the model as it is, not first tuned on the task.
+    keep their window, both ways; the teacher is the model as it is, not first tuned on the task. The training loop
+    draws one of the recipe's ratios for each step; `compress_by_ratio` makes the memories of several from one pass of
+    the encoder, for a loop that sums their losses, and ours does not call it.
 
     Options besides the common ones:
         reader_adapter: whether the reader has an adapter; without it the base model reads (the paper measures a cost of
@@ -39,7 +40,7 @@ class MeanPool(SlotCompressor):
     source = "Feldman and Artzi 2025, Simple Context Compression"
     summary = "mean of every r last hidden states of the same LM, read both ways, through one linear map"
     trains = "encoder LoRA, reader LoRA, one linear map"
-    left_out = "the teacher's own tuning on the training mixture"
+    left_out = "the teacher's own tuning on the training mixture; several ratios at each step (one is drawn)"
     adapters_used = (ENCODER, READER)
     losses: ClassVar[dict[str, float]] = {"kl": 1.0}
 
@@ -59,6 +60,8 @@ class MeanPool(SlotCompressor):
     def compress_by_ratio(self, ids: Tensor, ratios: Sequence[int]) -> dict[int, Encoded]:
         """`compress` of a whole context [B, n] for several ratios, each segment read once."""
         encoded: dict[int, Encoded] = {}
+        for ratio in ratios:
+            self.check_ratio(ratio)
         for start, stop in segment_spans(ids.shape[1], self.segment_tokens):
             segment = ids[:, start:stop]
             rest = segment[:, self.sink_tokens if start == 0 else 0 :]

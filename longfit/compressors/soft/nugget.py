@@ -35,7 +35,10 @@ class Nugget(LearnedCompressor):
     summary = "keys and values of the n / r tokens that a trained scorer picks"
     memory = "kv"
     trains = "scorer, encoder LoRA, reader LoRA"
-    left_out = "encoder-decoder models, value_ffn, auto-encoding of the first token (there is no cue)"
+    left_out = (
+        "encoder-decoder models; value_ffn; translation as an objective; auto-encoding of the first token (there is no "
+        "cue)"
+    )
     recurrent = True
     adapters_used = (ENCODER, READER)
     losses: ClassVar[dict[str, float]] = {"ae": 0.5, "lm": 0.5}

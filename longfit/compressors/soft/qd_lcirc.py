@@ -27,6 +27,10 @@ class QDLCIRC(LCIRC):
     source = "An et al. 2025, LCIRC (query-dependent)"
     summary = "LCIRC whose latents read the question before every segment"
     trains = "perceiver, gated cross-attention, the question's block"
+    left_out = (
+        "a start from LCIRC's weights; back-propagation through 8 random segments only; segments of random length; the "
+        "loss after every segment; forgetting of all but the last 50 segments"
+    )
     query_aware = True
 
     def make(self, backbone: Backbone) -> nn.ModuleDict:

@@ -37,7 +37,10 @@ class SentinelTokens(LearnedCompressor):
     summary = "keys and values of the sentinel that closes a span of r tokens; keep_raw keeps the text beside it"
     memory = "kv"
     trains = "sentinel embeddings, LoRA that acts while writing and reading"
-    left_out = "random spans of 2 to 25 words, text outside any span"
+    left_out = (
+        "random spans of 2 to 25 words; text outside any span; the loss on the text between sentinels (here on what "
+        "follows the context)"
+    )
     recurrent = True
     adapters_used = (ENCODER,)
     shared_adapter = True

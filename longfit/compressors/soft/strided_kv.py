@@ -27,7 +27,7 @@ class StridedKV(LearnedCompressor):
     summary = "keys and values of the last of every r tokens, from an encoder LoRA; works untrained"
     memory = "kv"
     trains = "encoder LoRA"
-    left_out = "the study's interleaved gist tokens (see gist)"
+    left_out = "the study's interleaved gist tokens and training of all weights (see gist)"
     needs_training = False
     recurrent = True
     adapters_used = (ENCODER,)
