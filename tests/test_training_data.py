@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from longfit.errors import DataError
+from longfit.errors import DataError, InputError
 from longfit.training.batches import Batches, collate, evaluation_episodes
 from longfit.training.data import EVAL, TRAIN, sources
 from longfit.training.data.documents import Document, Pool, read_documents, split_of
@@ -90,6 +90,38 @@ def test_knots_keep_the_order_within_a_document_and_continue_the_one_that_is_ask
         own = "".join(chunk[2:] for chunk in chunks if chunk[0] == asked)
         assert any(own + tail in document for document in documents)
         assert {chunk[0] for chunk in chunks} == {"A", "B", "C"}
+
+
+@pytest.mark.parametrize(
+    ("knots", "chunk_tokens", "n", "T"),
+    [(40, 32, 200, 64), (19, 32, 96, 64), (3, 20, 15, 5), (2, 1, 10, 5), (3, 32, 200, 5)],
+)
+def test_knots_fill_contexts_exactly_down_to_one_token_a_chunk(texts, knots, chunk_tokens, n, T):
+    source = one("text", texts, files="texts", knots=knots, chunk_tokens=chunk_tokens)
+    for seed in range(5):
+        episode = draw(source, n=n, T=T, seed=seed)
+        assert len(episode.context) == n and len(episode.ids) == T
+        # A label has four bytes: what is predicted comes after it.
+        assert episode.weights == [0.0] * 4 + [1.0] * (T - 4)
+
+
+@pytest.mark.parametrize(
+    ("knots", "n", "T", "least"),
+    [
+        (40, 199, 64, "200 context_tokens"),
+        (40, 96, 64, "200 context_tokens"),
+        (3, 14, 64, "15"),
+        (3, 200, 4, "5 target"),
+    ],
+)
+def test_knots_without_room_are_an_error(texts, knots, n, T, least):
+    with pytest.raises(InputError, match=rf"knots={knots} needs .*{least}"):
+        draw(one("text", texts, files="texts", knots=knots), n=n, T=T)
+
+
+def test_chunks_of_no_token_are_an_error(texts):
+    with pytest.raises(InputError, match="chunk_tokens=0"):
+        one("text", texts, files="texts", knots=2, chunk_tokens=0)
 
 
 def test_long_documents_are_drawn_more_often_where_wanted():

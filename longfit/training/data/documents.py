@@ -7,6 +7,7 @@ import json
 import random
 import re
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -26,27 +27,58 @@ _WIKITEXT_TITLE = re.compile(r" = [^=].*[^=] = \n")
 
 @dataclass(frozen=True)
 class Document:
-    """A text and where it is from."""
+    """A text and where it is from.
+
+    Attributes:
+        whole: SHA-256 of the document that this is a piece of; empty where it is not cut.
+    """
 
     name: str
     text: str
+    whole: str = ""
 
     @functools.cached_property
     def sha256(self) -> str:
         """Of the text, whatever its case and white space."""
         return hashlib.sha256(" ".join(self.text.lower().split()).encode()).hexdigest()
 
+    @property
+    def unit(self) -> str:
+        """Hash of what is split between training and evaluation: of the whole document, for each of its pieces."""
+        return self.whole or self.sha256
+
 
 def split_of(document: Document) -> str:
-    """ "eval" for about one document in twenty, by its hash: the same document is never in both."""
-    return EVAL if int(document.sha256[:8], 16) % 100 < EVAL_PERCENT else TRAIN
+    """ "eval" for about one document in twenty, by its hash: the same one is never in both, nor are its pieces."""
+    return EVAL if int(document.unit[:8], 16) % 100 < EVAL_PERCENT else TRAIN
+
+
+def split(documents: list[Document]) -> dict[str, list[Document]]:
+    """Documents by split, each with all of its pieces.
+
+    Where so few are given that the hash leaves a split empty, the document with the smallest hash is held back alone.
+    One document is not split: it is all for training, and the evaluation has none.
+    """
+    units = {document.unit for document in documents}
+    held = {document.unit for document in documents if split_of(document) == EVAL}
+    if not held or held == units:
+        held = {min(units)} if len(units) > 1 else set()
+    return {
+        TRAIN: [document for document in documents if document.unit not in held],
+        EVAL: [document for document in documents if document.unit in held],
+    }
+
+
+def hashes_of(documents: Iterable[Document]) -> set[str]:
+    """Of the documents, and of those that they are pieces of."""
+    return {found for document in documents for found in (document.sha256, document.unit)}
 
 
 def read_documents(pattern: str, data: str | Path | None) -> list[Document]:
     """The documents of text files (*.txt, *.md) and JSON lines with `text` (*.jsonl), each once.
 
-    A long text is cut into documents of about 20,000 characters at the end of a paragraph; wikitext, whose lines are
-    paragraphs, becomes its articles.
+    A long text is cut into pieces of about 20,000 characters at the end of a paragraph, which know what they are pieces
+    of; wikitext, whose lines are paragraphs, becomes its articles.
 
     Args:
         pattern: a file, a folder or a glob pattern, below the data folder or by itself.
@@ -103,7 +135,7 @@ def _pieces(document: Document) -> list[Document]:
     while start < len(text):
         end = text.find("\n", start + PIECE_CHARACTERS)
         stop = len(text) if end < 0 or len(text) - end < PIECE_CHARACTERS // 2 else end + 1
-        pieces.append(Document(f"{document.name}@{start}", text[start:stop]))
+        pieces.append(Document(f"{document.name}@{start}", text[start:stop], document.sha256))
         start = stop
     return pieces
 
@@ -180,21 +212,20 @@ def pools(given: dict[str, Any], tokenizer: Any, data: str | Path | None) -> dic
         given: `files` (a pattern), split by hash unless `eval_files` names the others; `long_factor`, `long_tokens`.
 
     Raises:
-        DataError: no such files, or nothing left for a split.
+        DataError: no such files, or a single document and no `eval_files`.
         InputError: `files` is missing.
     """
     if "files" not in given:
         raise InputError("a text source needs `files`, a folder or pattern below the data folder, or `dataset`")
     documents = read_documents(given["files"], data)
     if other := given.get("eval_files"):
-        split = {TRAIN: documents, EVAL: read_documents(other, data)}
+        found = {TRAIN: documents, EVAL: read_documents(other, data)}
     else:
-        split = {name: [d for d in documents if split_of(d) == name] for name in (TRAIN, EVAL)}
-    for name, found in split.items():
-        if not found:
-            raise DataError(
-                f"{given['files']!r} has no document for {name}: {len(documents)} documents are too few to hold one in "
-                "twenty back; give more of them, or the others as eval_files"
-            )
+        found = split(documents)
+    if not found[EVAL]:
+        raise DataError(
+            f"{given['files']!r} is a single document, and a document is never split between training and evaluation: "
+            "name others as eval_files, or give more than one file or row in files"
+        )
     options = {key: given[key] for key in ("long_factor", "long_tokens") if key in given}
-    return {name: Pool(found, tokenizer, **options) for name, found in split.items()}
+    return {name: Pool(of_split, tokenizer, **options) for name, of_split in found.items()}

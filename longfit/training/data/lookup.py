@@ -8,7 +8,7 @@ from typing import Any
 
 from longfit.errors import InputError
 from longfit.training.checks import mapping, number, whole
-from longfit.training.data.documents import Pool, tokens_of
+from longfit.training.data.documents import Pool, hashes_of, tokens_of
 from longfit.training.data.episode import ANSWER, EVAL, TEXT, Builder, Episode
 
 NOUNS = """
@@ -153,7 +153,7 @@ class Lookup:
         return self._stop_ids
 
     def hashes(self, split: str) -> set[str]:
-        return {document.sha256 for document in self.pools[split].documents} if self.pools else set()
+        return hashes_of(self.pools[split].documents) if self.pools else set()
 
 
 def held_out(noun: str, value: str) -> bool:

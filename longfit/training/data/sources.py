@@ -42,6 +42,7 @@ def sources(given: Sequence[dict[str, Any]], tokenizer: Any, data: str | Path | 
     if not sum(weight for weight, _ in made):
         raise InputError("every data source has weight 0")
     check_overlap([source for _, source in made])
+    leave_out_evaluated([source for _, source in made])
     return made
 
 
@@ -79,8 +80,17 @@ def check_overlap(made: Sequence[Source]) -> None:
     if common := hashes[TRAIN] & hashes[EVAL]:
         raise OverlapError(
             f"{len(common)} documents are in training and in evaluation, {sorted(common)[0][:12]} (SHA-256) among "
-            "them; leave eval_files out (a twentieth is then held back by hash), or name other files"
+            "them; leave eval_files out (about a twentieth is then held back by hash), name other files, or give the "
+            "same files to the sources that share documents"
         )
+
+
+def leave_out_evaluated(made: Sequence[Source]) -> None:
+    """Tells streams, whose rows nobody knows beforehand, which documents any source of the mixture evaluates."""
+    evaluated = set().union(*(given.hashes(EVAL) for given in made))
+    for given in made:
+        if isinstance(given, Streamed):
+            given.leave_out(evaluated)
 
 
 def _arguments(maker: Any, *without: str) -> tuple[str, ...]:

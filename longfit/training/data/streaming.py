@@ -2,11 +2,11 @@
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from longfit.errors import DataError, InputError
-from longfit.training.data.documents import Document, Pool, split_of
+from longfit.training.data.documents import Document, Pool, hashes_of, split_of
 from longfit.training.data.episode import EVAL, TEXT, TRAIN, Builder, Episode
 
 
@@ -15,7 +15,9 @@ class Streamed:
 
     At step s the buffer holds the training documents among rows s * `per_step` to s * `per_step` + `buffer` of the
     stream, so where it stands follows from the step alone, and a resumed run draws what it would have drawn. A stream
-    that ends starts again. The first `eval_documents` that hash to the evaluation split are kept for it.
+    that ends starts again. The first `eval_documents` that hash to the evaluation split are kept for it. None that
+    hashes to it is trained on, nor any that a source of the mixture evaluates (`leave_out`); as rows they stay in the
+    buffer, so that they do not move where the stream stands.
 
     Args:
         open_stream: gives an iterator over the texts, from the start, of the documents after a number of them.
@@ -39,6 +41,7 @@ class Streamed:
         self.held = Pool(list(itertools.islice((d for d in first if split_of(d) == EVAL), eval_documents)), tokenizer)
         if not self.held.documents:
             raise DataError(f"the dataset {name} is empty, or too small to hold documents back for evaluation")
+        self._left_out: frozenset[str] = frozenset()
         self._rows: Iterator[Document] | None = None
         self._buffer: list[Document] = []
         self._at, self._pool = -1, Pool([], tokenizer)
@@ -48,8 +51,16 @@ class Streamed:
         for number, text in enumerate(self.open_stream(skip), skip):
             yield Document(f"{self.name}:{number}", text or "")
 
+    def leave_out(self, hashes: Iterable[str]) -> None:
+        """From now on no document with one of these hashes is trained on; call it before the first episode."""
+        self._left_out = frozenset(hashes)
+
     def at(self, step: int) -> Pool:
-        """The training documents in the buffer at a step."""
+        """The training documents in the buffer at a step.
+
+        Raises:
+            DataError: there are none.
+        """
         if step == self._at:
             return self._pool
         move = (step - self._at) * self.per_step
@@ -58,9 +69,17 @@ class Streamed:
         else:
             self._buffer = self._buffer[move:]
         self._buffer += itertools.islice(self._rows, self.buffer - len(self._buffer))
-        training = [d for d in self._buffer if d.text.strip() and split_of(d) == TRAIN]
+        training = [d for d in self._buffer if self._trains(d)]
         self._at, self._pool = step, Pool(training, self.tokenizer)
+        if not training:
+            raise DataError(
+                f"at step {step} every row in the buffer of the dataset {self.name} is empty or held back for "
+                f"evaluation; raise buffer={self.buffer}, or lower per_step={self.per_step}"
+            )
         return self._pool
+
+    def _trains(self, document: Document) -> bool:
+        return bool(document.text.strip()) and split_of(document) == TRAIN and document.sha256 not in self._left_out
 
     def _endless(self, skip: int) -> Iterator[Document]:
         """Rows from number `skip` on, round and round."""
@@ -82,7 +101,8 @@ class Streamed:
         return Builder().add(ids[context_tokens:], TEXT).episode(ids[:context_tokens], self.kind, document.name)
 
     def hashes(self, split: str) -> set[str]:
-        return {document.sha256 for document in self.held.documents} if split == EVAL else set()
+        """Of what is evaluated. What is trained on is not known before it is streamed: see `leave_out`."""
+        return hashes_of(self.held.documents) if split == EVAL else set()
 
 
 def hub_stream(given: dict[str, Any]) -> Callable[[int], Iterator[str]]:

@@ -3,7 +3,8 @@
 import random
 from typing import Any
 
-from longfit.training.data.documents import Pool, tokens_of
+from longfit.errors import InputError
+from longfit.training.data.documents import Pool, hashes_of, tokens_of
 from longfit.training.data.episode import TEXT, Builder, Episode
 
 
@@ -17,6 +18,9 @@ class Text:
             document whose label it starts with. Their labels that point to the next chunk, and their loss on tracing
             the chunks back, are left out.
         chunk_tokens: of a knot's chunks.
+
+    Raises:
+        InputError: `chunk_tokens` is not positive; or from `episode`, context or target are too short for the knots.
     """
 
     kind = "text"
@@ -24,6 +28,8 @@ class Text:
     def __init__(self, pools: dict[str, Pool], tokenizer: Any, knots: int = 0, chunk_tokens: int = 32) -> None:
         self.pools, self.tokenizer = pools, tokenizer
         self.knots, self.chunk_tokens = knots, chunk_tokens
+        if chunk_tokens < 1:
+            raise InputError(f"chunk_tokens={chunk_tokens} of a text source has to be 1 or more")
 
     def episode(self, rng: random.Random, context_tokens: int, target_tokens: int, split: str, step: int) -> Episode:
         if self.knots > 1:
@@ -34,7 +40,15 @@ class Text:
 
     def _tied(self, rng: random.Random, context_tokens: int, target_tokens: int, split: str) -> Episode:
         labels = [tokens_of(self.tokenizer, f"\n[{chr(ord('A') + knot)}]") for knot in range(self.knots)]
-        chunks = max(self.knots, context_tokens // (self.chunk_tokens + max(map(len, labels))))
+        label = max(map(len, labels))
+        chunks = max(self.knots, context_tokens // (self.chunk_tokens + label))
+        # By the longest label, so that it depends on no draw: a run that takes its first step takes all.
+        if context_tokens < chunks * (label + 1) or target_tokens < label + 1:
+            raise InputError(
+                f"knots={self.knots} needs {chunks * (label + 1)} context_tokens and {label + 1} target_tokens: "
+                f"a label of {label} tokens and one of text for each chunk, at least; there are {context_tokens} and "
+                f"{target_tokens}: lower knots, or raise them"
+            )
         # Every document has at least one chunk; the one that is continued has the first, so that it always has a past.
         owners = [*range(self.knots), *(rng.randrange(self.knots) for _ in range(chunks - self.knots))]
         rng.shuffle(owners)
@@ -55,4 +69,4 @@ class Text:
         return built.episode(context, self.kind, " + ".join(names))
 
     def hashes(self, split: str) -> set[str]:
-        return {document.sha256 for document in self.pools[split].documents}
+        return hashes_of(self.pools[split].documents)
