@@ -1,5 +1,7 @@
 """Every learned method goes through the one loop with its own losses, and its adapter comes back as it was."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -80,3 +82,5 @@ def test_a_new_reader_trains_on_an_encoder_that_stays_as_it_was_trained(tmp_path
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     projectors = [load_file(out.adapter / "modules.safetensors") for out in (trained, made)]
     assert not torch.equal(*(given["projector.maps.0.weight"] for given in projectors))
+    shutil.rmtree(trained.folder)  # the new adapter has the encoder's weights of its own
+    available()["arc"](adapter=str(made.adapter)).bind(loaded()[0])

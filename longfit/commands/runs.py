@@ -103,7 +103,13 @@ def train(
     if max_seconds is not None:
         wanted = wanted.within(max_seconds)
     result = run(wanted, output, data=data, quiet=as_json)
-    print(json.dumps(result.to_dict()) if as_json else markdown(result.table))
+    print(
+        json.dumps(result.to_dict())
+        if as_json
+        else markdown(result.table)
+        if result.table
+        else "nothing was evaluated (evaluation: {n: 0})"
+    )
     print(f"written: {result.adapter}", file=sys.stderr)
 
 

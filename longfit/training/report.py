@@ -66,7 +66,7 @@ def write_curves(folder: Path) -> Path | None:
     if not steps:
         return None
     other = {"step", "lr", "grad_norm", "context_tokens", "ratio", "seconds"}
-    names = [name for name in steps[0] if name not in other]
+    names = list(dict.fromkeys(name for line in steps for name in line if name not in other))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name in names:

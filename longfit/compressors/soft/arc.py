@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from longfit.compressors.soft.adapters import WEIGHTS, Adapters, SplitAdapters
+from longfit.compressors.soft.artifact import UNTRAINED
 from longfit.compressors.soft.backbone import Backbone
 from longfit.compressors.soft.base import ENCODER, READER
 from longfit.compressors.soft.embeddings import embedding_sample, embedding_size
@@ -108,15 +109,16 @@ class Arc(SlotCompressor):
         return nn.ModuleDict({"projector": projector, "cues": cues})
 
     def make_adapters(self, model: Any, ranks: dict[str, int]) -> Adapters | SplitAdapters:
-        if self.encoder_weights is not None and not (Path(self.encoder_weights) / ENCODER / WEIGHTS).is_file():
-            raise InputError(f"{self.name}: encoder_weights={self.encoder_weights!r} holds no {ENCODER}/{WEIGHTS}")
+        begins = self.encoder_weights if self.adapter == UNTRAINED else None  # what was trained has its own
+        if begins is not None and not (Path(begins) / ENCODER / WEIGHTS).is_file():
+            raise InputError(f"{self.name}: encoder_weights={begins!r} holds no {ENCODER}/{WEIGHTS}")
         reader = {name: rank for name, rank in ranks.items() if name == READER and self.reader_adapter}
         encoder = {name: rank for name, rank in ranks.items() if name == ENCODER}
         alone, layers = self.reading_encoder.model is not model, {ENCODER: self.kept_layers}
         first = Adapters(self.reading_encoder.model, encoder | ({} if alone else reader), layers=layers)
         self.encoder_lora = first.only(ENCODER)
-        if self.encoder_weights is not None:
-            self.encoder_lora.load(Path(self.encoder_weights))
+        if begins is not None:
+            self.encoder_lora.load(Path(begins))
         self.reader_lora = Adapters(model, reader) if alone and reader else None
         return SplitAdapters(first, self.reader_lora) if self.reader_lora else first
 
