@@ -55,7 +55,8 @@ class LossOptions:
         tie_gamma: weigh the tokens of `ce`, `lm` and `continuation` by their importance, clipped here; None: do not.
         skip_first: first tokens after the memory that bear no loss in `continuation` (ICAE leaves 8); a raw window
             counts, and so does a first token that is given.
-        detach_segments: segments after which `next_segment` cuts the graph; as the method's `detach_every` where 0.
+        detach_segments: `next_segment` cuts the graph through the memory each time so many segments have been written;
+            as the method's `detach_every` where 0.
     """
 
     kl_top_k: int | None = None
@@ -177,10 +178,12 @@ class Student(nn.Module):
                     losses.append(cross_entropy(logits, targets, torch.ones_like(targets, dtype=torch.float)))
                     counts.append(targets.shape[1])
             if number < len(spans) - 1:
-                encoded = self.compressor.encode(segment, encoded, ratio)
+                # Cut before the next segment is written, as `compress` does, not before it is read: else no gradient
+                # would reach the slots that were written last.
                 every = self.options.detach_segments or getattr(self.compressor, "detach_every", 0)
-                if every and (number + 1) % every == 0:
+                if encoded is not None and every and number % every == 0:
                     encoded = encoded.detach()
+                encoded = self.compressor.encode(segment, encoded, ratio)
         share = torch.tensor(counts, device=context.device) / sum(counts)
         return (torch.stack(losses) * share).sum()
 
