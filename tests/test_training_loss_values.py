@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -155,7 +156,7 @@ def test_ae_gives_the_first_token_where_nothing_could_predict_it():
 def test_next_segment_counts_every_token_after_the_first_segment():
     made = student("icae")
     segments, encoded, found = segments_of(made), None, []
-    for segment, then in zip(segments, segments[1:], strict=False):
+    for segment, then in pairwise(segments):
         encoded = made.compressor.encode(segment, encoded, RATIO)
         found.append(nll(after_slots(made, then, encoded.soft), then))
     assert len(found) == 2
