@@ -136,6 +136,12 @@ def test_a_folder_that_was_set_aside_comes_back_where_its_successor_did_not_arri
     assert (tmp_path / "step-000002" / "file").read_text() == "before"
 
 
+def test_looking_for_the_newest_checkpoint_clears_what_was_left(tmp_path, dead):
+    folder_with(tmp_path / f".step-000004.{dead}.tmp", "half")
+    assert checkpoint.newest(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+
+
 def test_writing_a_folder_clears_what_was_left_of_the_same_one(tmp_path, dead):
     folder_with(tmp_path / f".adapter.{dead}.tmp", "half")
     folder_with(tmp_path / f".other.{dead}.tmp", "half")
