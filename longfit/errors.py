@@ -61,5 +61,9 @@ class OverlapError(DataError):
     """Documents that are both trained on and evaluated."""
 
 
+class PrecisionWarning(UserWarning):
+    """Not an error: numbers of a kind in which the result may be wrong without a sign of it."""
+
+
 class TrainingError(LongfitError, RuntimeError):
     """Training cannot go on: a loss that is no number, a damaged checkpoint, a frozen weight that moved."""

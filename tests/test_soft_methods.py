@@ -3,11 +3,11 @@
 The traps of learned compressors, and where each is tested:
     1 size of hidden states as embeddings: test_soft_summaries; 2 a memory changed by reading: here; 3 `generate` with
     a memory: test_learned_wrapper; 4 rotated keys: test_soft_store, here (positions); 5 two geometries: here; 6 first
-    token after the memory: here; 7 boundary, a raw window: test_learned_wrapper; 8 no new vocabulary: here; 9 masks
-    and low precision: here, test_soft_layout; 10 bidirectional encoders: tests of those methods; 11 batches: here;
-    12 sinks: here; 13 adapters off where they should be: here; 14 query-aware memories: test_memory_file; 15
-    slots counted honestly: here; 16 honest evaluation: tests of the evaluation; 17 saving quantised models:
-    test_gguf_loading.
+    token after the memory: here, and trained: test_training_loss_values; 7 boundary, a raw window:
+    test_learned_wrapper; 8 no new vocabulary: here; 9 masks and low precision: here, test_soft_layout,
+    test_soft_precision; 10 bidirectional encoders: tests of those methods; 11 batches: here; 12 sinks: here; 13
+    adapters off where they should be: here; 14 query-aware memories: test_memory_file; 15 slots counted honestly:
+    here; 16 honest evaluation: tests of the evaluation; 17 saving quantised models: test_gguf_loading.
 """
 
 import pytest

@@ -226,8 +226,8 @@ def test_a_batch_pads_on_the_right_and_can_leave_the_last_tokens_raw():
     batch = collate(episodes, pad=99, window_tokens=1)
     assert batch.context.tolist() == [[1, 2, 3], [7, 8, 9]]
     assert batch.ids.tolist() == [[4, 5, 6, 99], [10, 11, 12, 13]]
-    assert batch.weights.tolist() == [[0, 1, 0], [1, 1, 4]]
-    assert batch.answers.tolist() == [[False, True, False], [False, False, True]]
+    assert batch.weights.tolist() == [[0, 0, 1, 0], [0, 1, 1, 4]]
+    assert batch.answers.tolist() == [[False, False, True, False], [False, False, False, True]]
 
 
 def test_evaluation_samples_are_always_the_same():

@@ -18,8 +18,8 @@ class Batch:
     Attributes:
         context: [B, n] ids that are compressed.
         ids: [B, T] ids that the reader gets after it, padded on the right.
-        weights: [B, T - 1] of ids[:, 1:] in losses over all tokens; 0 for padding and what is only given.
-        answers: [B, T - 1] of ids[:, 1:], whether they belong to an answer.
+        weights: [B, T] of `ids` in losses over all tokens; 0 for padding and what is only given.
+        answers: [B, T] of `ids`, whether they belong to an answer.
         names: [B] kind and documents of each row.
     """
 
@@ -62,8 +62,8 @@ def collate(episodes: Sequence[Episode], pad: int = 0, window_tokens: int = 0) -
     return Batch(
         context=torch.tensor([episode.context[:cut] for episode in episodes]),
         ids=rows(pad, lambda e: e.ids, lambda e: e.context[cut:]),
-        weights=rows(0.0, lambda e: e.weights, nothing)[:, 1:].float(),
-        answers=rows(0.0, lambda e: e.answers, nothing)[:, 1:].bool(),
+        weights=rows(0.0, lambda e: e.weights, nothing).float(),
+        answers=rows(0.0, lambda e: e.answers, nothing).bool(),
         names=[f"{episode.kind}: {episode.name}" for episode in episodes],
     )
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from longfit.errors import TrainingError
-from longfit.training.files import sha256_of, whole_folder
+from longfit.training.files import sha256_of, tidy, whole_folder
 
 STATE, WEIGHTS, OPTIMIZER, RANDOM = "state.json", "trained.safetensors", "optimizer.pt", "random-{}.pt"
 
@@ -49,9 +49,12 @@ def save(
 def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint and its state, or None; a damaged one is said on stderr and passed over.
 
+    What a process that was killed while it wrote one left in `folder` is cleared away.
+
     Raises:
         TrainingError: there are checkpoints, and all are damaged.
     """
+    tidy(folder)
     found, reasons = _all(folder), []
     for path in reversed(found):
         try:

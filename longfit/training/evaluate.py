@@ -71,7 +71,9 @@ def evaluate_set(
     """One row for each metric and condition.
 
     Teacher-forced: an answer is right when each of its tokens is the likeliest one. `nll` is of the answers' tokens, or
-    of all tokens where there are no answers, in nats a token. `mean` has its 95 % interval `low`, `high`; `normalised`
+    of all tokens where there are no answers, in nats a token. The first token is given in every condition, also where
+    a memory could predict it: without a context nothing can, and all conditions have to be measured on the same tokens.
+    `mean` has its 95 % interval `low`, `high`; `normalised`
     is (it - no context) / (full - no context), with a bootstrap interval over the samples, and `minus_truncation` the
     paired difference.
 
@@ -129,7 +131,7 @@ def measure(
                 else:
                     kept = {"truncation": slots, "full": batch.context.shape[1], "no_context": 0}[name]
                     logits = base_logits(compressor, batch.context[:, batch.context.shape[1] - kept :], batch.ids)
-                nll, right = scored(logits, batch.ids[:, 1:], batch.weights, batch.answers)
+                nll, right = scored(logits, batch.ids[:, 1:], batch.weights[:, 1:], batch.answers[:, 1:])
                 scores[NLL][name] += nll
                 scores[ACCURACY][name] += right
     return {metric: found for metric, found in scores.items() if found["full"]}, slots, nbytes

@@ -5,15 +5,19 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` in one rename when the block ends well; nothing otherwise."""
+    """A temporary folder that becomes `target` in one rename when the block ends well; nothing otherwise.
+
+    What killed processes left of the same target is tidied up first.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
+    tidy(target.parent, target.name)
     temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -30,6 +34,37 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def tidy(folder: Path, name: str = "*") -> None:
+    """Clear away what `whole_folder` of killed processes left in `folder`, of the target `name` or of all.
+
+    Half-written folders go. A target that was set aside for its successor comes back where the successor did not get
+    its name. What belongs to another process that runs is left alone.
+    """
+    for path in folder.glob(f".{name}.*"):
+        target, _, rest = path.name[1:].rpartition(".")[0].rpartition(".")
+        kind = path.suffix.removeprefix(".")
+        if kind not in ("tmp", "old") or not rest.isdigit() or not path.is_dir() or _runs_elsewhere(int(rest)):
+            continue
+        with suppress(OSError):  # several processes of one run may tidy up at once
+            if kind == "old" and not (folder / target).exists():
+                path.rename(folder / target)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs_elsewhere(pid: int) -> bool:
+    """Whether another process has this id. The own one is a former process's: whoever tidies up writes nothing yet."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OverflowError, PermissionError):
+        return True
+    return True
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -37,8 +37,9 @@ def other_models(compressor: LearnedCompressor) -> list[nn.Module]:
 def question_of(batch: Batch) -> Tensor:
     """[B, Q] the tokens right before each row's first answer, as many as the shortest of the rows has (1 where a row
     has no answer): what a query-aware method compresses for."""
-    T = batch.answers.shape[1]
-    first = torch.where(batch.answers.any(1), batch.answers.int().argmax(1) + 1, 1)
+    later = batch.answers[:, 1:]
+    T = later.shape[1]
+    first = torch.where(later.any(1), later.int().argmax(1) + 1, 1)
     Q = int(first.min())
     places = first[:, None] - Q + torch.arange(Q, device=first.device)
     return batch.ids.gather(1, places.clamp(max=T))
@@ -52,8 +53,10 @@ class LossOptions:
         kl_top_k: tokens of the teacher's distribution that are compared; all where None.
         kl_temperature: of `kl`.
         tie_gamma: weigh the tokens of `ce`, `lm` and `continuation` by their importance, clipped here; None: do not.
-        skip_first: first tokens of a continuation that bear no loss (ICAE leaves 8).
-        detach_segments: segments after which `next_segment` cuts the graph; as the method's `detach_every` where 0.
+        skip_first: first tokens after the memory that bear no loss in `continuation` (ICAE leaves 8); a raw window
+            counts, and so does a first token that is given.
+        detach_segments: `next_segment` cuts the graph through the memory each time so many segments have been written;
+            as the method's `detach_every` where 0.
     """
 
     kl_top_k: int | None = None
@@ -110,36 +113,50 @@ class Student(nn.Module):
         return parts
 
     def _on_target(self, encoded: Any, batch: Batch, wanted: set[str]) -> dict[str, Tensor]:
-        targets, parts = batch.ids[:, 1:], {}
-        answers = batch.answers.float()
-        # Rows without answers, as plain text, are predicted as a whole.
-        answers = torch.where(answers.any(1, keepdim=True), answers, (batch.weights > 0).float())
-        teacher = self.teacher(batch) if "kl" in wanted or self.options.tie_gamma is not None else None
+        ids, options, parts = batch.ids, self.options, {}
+        teacher = self.teacher(batch) if "kl" in wanted or options.tie_gamma is not None else None
         factor = torch.ones_like(batch.weights)
-        if self.options.tie_gamma is not None and teacher is not None:
-            segment = log_likelihoods(self.base(batch.ids, 1), targets)
-            real = (batch.weights > 0).float()
-            factor = importance(log_likelihoods(teacher, targets), segment, real, self.options.tie_gamma)
+        if options.tie_gamma is not None and teacher is not None:
+            factor[:, 1:] = self._importance(teacher, batch, options.tie_gamma)
         if wanted & set(ON_TARGET):
-            logits = self.compressor.read(encoded, batch.ids)
+            first = self._first(encoded)
+            logits, targets = self.compressor.read(encoded, ids, first=first), ids[:, first:]
+            weights, factors = batch.weights[:, first:], factor[:, first:]
             if "kl" in wanted and teacher is not None:
-                options = self.options
-                parts["kl"] = divergence(teacher, logits, batch.weights, options.kl_top_k, options.kl_temperature)
+                parts["kl"] = divergence(teacher[:, first:], logits, weights, options.kl_top_k, options.kl_temperature)
             if "ce" in wanted:
-                parts["ce"] = cross_entropy(logits, targets, answers * factor)
+                answers = batch.answers[:, first:].float()
+                # Rows without answers, as plain text, are predicted as a whole.
+                answers = torch.where(answers.any(1, keepdim=True), answers, (weights > 0).float())
+                parts["ce"] = cross_entropy(logits, targets, answers * factors)
             if "lm" in wanted:
-                parts["lm"] = cross_entropy(logits, targets, batch.weights * factor)
+                parts["lm"] = cross_entropy(logits, targets, weights * factors)
         if "continuation" in wanted:
             cue = "continuation" if "continuation" in self.compressor.cues else None
-            logits = self.compressor.read(encoded, batch.ids, cue=cue)
-            later = (batch.weights * factor).clone()
-            later[:, : self.options.skip_first] = 0
-            parts["continuation"] = cross_entropy(logits, targets, later)
+            first = self._first(encoded, cue)
+            logits = self.compressor.read(encoded, ids, first=first, cue=cue)
+            later = batch.weights * factor
+            later[:, : options.skip_first] = 0
+            parts["continuation"] = cross_entropy(logits, ids[:, first:], later[:, first:])
         return parts
+
+    @staticmethod
+    def _first(encoded: Any, cue: str | None = None) -> int:
+        """The first token of the ids after a memory that can be predicted, and so is trained: 0 where soft slots or a
+        cue stand before it. Keys and values, and states, are only looked at, so the reader has to get one token raw."""
+        return 0 if cue is not None or (encoded.soft is not None and encoded.soft.shape[1]) else 1
+
+    def _importance(self, teacher: Tensor, batch: Batch, gamma: float) -> Tensor:
+        """Factors [B, T - 1] of `ids[:, 1:]`, their mean 1: the first token, for which the model that sees no context
+        has nothing to go by, weighs as the mean."""
+        targets = batch.ids[:, 1:]
+        alone = log_likelihoods(self.base(batch.ids, 1), targets)
+        real = (batch.weights[:, 1:] > 0).float()
+        return importance(log_likelihoods(teacher[:, 1:], targets), alone, real, gamma)
 
     def _autoencoding(self, encoded: Any, context: Tensor) -> Tensor:
         cue = "ae" if "ae" in self.compressor.cues else None
-        first = 0 if cue is not None or encoded.soft is not None else 1
+        first = self._first(encoded, cue)
         logits = self.compressor.read(encoded, context, first=first, cue=cue)
         targets = context[:, first:]
         return cross_entropy(logits, targets, torch.ones_like(targets, dtype=torch.float))
@@ -155,17 +172,19 @@ class Student(nn.Module):
         for number, (start, stop) in enumerate(spans):
             segment = context[:, start:stop]
             if encoded is not None:
-                first = 0 if encoded.soft is not None else 1
+                first = self._first(encoded)
                 if segment.shape[1] > first:
                     logits = self.compressor.read(encoded, segment, first=first)
                     targets = segment[:, first:]
                     losses.append(cross_entropy(logits, targets, torch.ones_like(targets, dtype=torch.float)))
                     counts.append(targets.shape[1])
             if number < len(spans) - 1:
-                encoded = self.compressor.encode(segment, encoded, ratio)
+                # Cut before the next segment is written, as `compress` does, not before it is read: else no gradient
+                # would reach the slots that were written last.
                 every = self.options.detach_segments or getattr(self.compressor, "detach_every", 0)
-                if every and (number + 1) % every == 0:
+                if encoded is not None and every and number % every == 0:
                     encoded = encoded.detach()
+                encoded = self.compressor.encode(segment, encoded, ratio)
         share = torch.tensor(counts, device=context.device) / sum(counts)
         return (torch.stack(losses) * share).sum()
 
@@ -178,8 +197,8 @@ class Student(nn.Module):
         return {name: found[name] for name in wanted}
 
     def teacher(self, batch: Batch) -> Tensor:
-        """Logits [B, T - 1, V] of the frozen model that reads the whole context."""
-        return self.base(torch.cat([batch.context, batch.ids], 1), batch.context.shape[1] + 1)
+        """Logits [B, T, V] that the frozen model gives for all of `batch.ids` when it reads the whole context."""
+        return self.base(torch.cat([batch.context, batch.ids], 1), batch.context.shape[1])
 
     def base(self, ids: Tensor, first: int) -> Tensor:
         """Logits [B, T - first, V] that the frozen model gives for `ids[:, first:]`; no gradient."""

@@ -136,7 +136,7 @@ def samples(condition: Condition, episodes: list[Episode], tokenizer: Any, decod
         batch = collate(episodes[start : start + BATCH])
         other = collate(others[start : start + BATCH])
         read = condition(batch.context, other.context)
-        nll, right = scored(read(batch.ids), batch.ids[:, 1:], batch.weights, batch.answers)
+        nll, right = scored(read(batch.ids), batch.ids[:, 1:], batch.weights[:, 1:], batch.answers[:, 1:])
         for row in range(len(nll)):
             rows.append(dict[str, Any](nll=nll[row]) | ({"accuracy": right[row]} if right else {}))
         if decode:
@@ -150,7 +150,7 @@ def samples(condition: Condition, episodes: list[Episode], tokenizer: Any, decod
 
 def parts(batch: Batch, row: int) -> tuple[Tensor, Tensor]:
     """The question, and the ids of its answer."""
-    answer = batch.answers[row].nonzero()[:, 0] + 1
+    answer = batch.answers[row].nonzero()[:, 0]
     return batch.ids[row, : int(answer[0])], batch.ids[row, answer]
 
 

@@ -22,7 +22,7 @@ from longfit.compressors.soft.adapters import Adapters, SplitAdapters
 from longfit.compressors.soft.backbone import Backbone
 from longfit.compressors.soft.encoded import Encoded
 from longfit.compressors.soft.layout import segment_spans
-from longfit.errors import InputError
+from longfit.errors import InputError, PrecisionWarning
 from longfit.registry import register
 from longfit.shapes import ModelShape
 
@@ -177,9 +177,19 @@ class LearnedCompressor:
         Raises:
             InputError: the method needs trained weights and `adapter` names none.
             LoadError, FingerprintError: the trained weights are damaged, or another model's or method's.
+
+        Warns:
+            PrecisionWarning: the model is in float16, which ICAE's authors warn of: bfloat16 or float32.
         """
         trained = self._trained(model)
         self.backbone = Backbone(model)
+        if self.backbone.dtype == torch.float16:
+            warnings.warn(
+                f"{self.name}: the model is in float16, in which what slots hold overflows above 65,504 and small "
+                'gradients vanish; load it with dtype="bfloat16" or "float32"',
+                PrecisionWarning,
+                stacklevel=2,
+            )
         trains = self.rank and self.adapter is not None  # else the training-free form, which has nothing to adapt
         ranks = {name: self.rank for name in self.adapters_used} if trains else {}
         with torch.random.fork_rng(devices=[]):

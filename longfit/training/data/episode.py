@@ -15,7 +15,8 @@ class Episode:
 
     Attributes:
         context: [n] token ids, exactly as many as were asked for.
-        ids: [T] what follows; its first token is given, the others are predicted.
+        ids: [T] what follows. Its first token is predicted where something stands before it in what the reader reads
+            (soft slots, a cue), and given elsewhere; the others are predicted.
         weights: [T] of each token in the losses over all tokens; 0 for what is only given.
         answers: [T] whether a token belongs to an answer; consecutive ones are one answer.
         kind: of the source, as "lookup".
