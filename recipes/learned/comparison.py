@@ -216,7 +216,10 @@ def tables(rows: list[dict[str, Any]], tokens: int) -> str:
     ):
         lines += [f"\n{head}\n", "| | " + " | ".join(given) + " |", "|---|" + "--:|" * len(given)]
         lines += [
-            "| " + " | ".join([name, *(shown(scores, name) for scores in given.values())]) + " |" for name in names
+            "| "
+            + " | ".join([name, *(shown(scores, name) if name in scores else "" for scores in given.values())])
+            + " |"
+            for name in names
         ]
     return "\n".join(lines) + "\n"
 
