@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from selenium.webdriver.support.ui import WebDriverWait
 
 from longfit.cli import app
 from longfit.docqa import Document, Page, compress
@@ -46,7 +47,7 @@ def test_the_html_works_from_a_file(saved, tmp_path):
         resize(browser, 360, 740, mobile=True)
         browser.get(page.as_uri())
         look = "return [...document.querySelectorAll('.kept-block span')].map(s => s.className + s.textContent.length)"
-        mean = browser.execute_script(look)
+        mean = WebDriverWait(browser, 20, 0.05).until(lambda _: browser.execute_script(look))  # its scripts run later
         assert len(set(mean)) > 4 and browser.execute_script("return document.scrollingElement.scrollWidth") == 360
         assert "layers, " in browser.find_element("id", "layer-name").text
         browser.find_element("id", "layer").send_keys("\ue014")  # arrow to the right
