@@ -59,6 +59,13 @@ def serving(model: str, folder: str, log: str, options: list[str]):
         server.wait(60)
 
 
+def before_a_tie(scores) -> int:
+    """How many tokens come before two are as likely as each other, to bf16: there two engines may part ways."""
+    best = torch.stack([given[0].float().topk(2).values for given in scores])
+    near = (best[:, 0] - best[:, 1] < 0.25).nonzero()
+    return int(near[0]) if len(near) else len(best)
+
+
 @pytest.mark.parametrize("name", ["icae", "mean_pool"])
 def test_the_client_and_a_server_started_as_it_says_answer_as_longfit_does(name, tmp_path):
     model, tokenizer = longfit.load("smollm2-135m", dtype="bfloat16", progress=False)
@@ -70,13 +77,13 @@ def test_the_client_and_a_server_started_as_it_says_answer_as_longfit_does(name,
     question = "\nThe door is"
     ids = tokenizer(question, return_tensors="pt", add_special_tokens=False).input_ids
     with torch.no_grad():
-        out = model.generate(ids, memory=memory, max_new_tokens=64, do_sample=False)[0, ids.shape[1] :]
+        how = {"max_new_tokens": 64, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
+        out = model.generate(ids, memory=memory, **how)
+    expected = tokenizer.decode(out.sequences[0, ids.shape[1] :][: before_a_tie(out.scores)], skip_special_tokens=True)
     folder = tmp_path / "exported"
     export_prompt_embeds(memory, model, folder)
     said = (folder / "client.py").read_text().split("vllm serve MODEL ")[1].split("\n")[0].split()
     with serving(base, str(folder), str(tmp_path / "server.log"), said) as address:
         client = [sys.executable, str(folder / "client.py"), base, question, address]
         text = subprocess.run(client, check=True, capture_output=True, text=True).stdout
-    expected = tokenizer.decode(out, skip_special_tokens=True)
-    # In bf16 two engines part ways somewhere; the first words are far from any tie.
-    assert text[:24] == expected[:24] and len(expected) > 24
+    assert len(expected.split()) >= 2 and text.startswith(expected)
