@@ -50,7 +50,9 @@ def select_top(scores: Tensor, k: int) -> Tensor:
     Returns:
         [..., k] int32, ascending.
     """
-    order = scores.float().sort(dim=-1, descending=True, stable=True).indices
+    scores = scores.float()
+    scores = scores.masked_fill(scores.isnan(), torch.nan)  # a GPU sorts NaN with a minus sign last
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
     return order[..., :k].sort(-1).values.int()
 
 
